@@ -1,0 +1,58 @@
+"""One noise stream per sample: sample i depends on (seed, i) alone, whatever the batch or the number of workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Streams", "fresh_seed"]
+
+_BLOCK = 4096
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, to be recorded with the output it makes."""
+    return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
+
+
+class Streams:
+    """Independent counter-based generators, one for each sample index (Philox; Salmon et al., doi:10.1145/2063384.2063405).
+
+    Numbers are consumed per sample in the order they are asked for, so a sample's noise does not depend on its batch.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int] | range):
+        self.seed, self.indices = int(seed), list(indices)
+        self._generators = [np.random.Generator(np.random.Philox(key=[self.seed, int(i)])) for i in self.indices]
+        self._block = np.empty((len(self.indices), 0), dtype=np.float32)
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape) standard normal numbers (drawn in float32), converted to ``dtype``."""
+        need = math.prod(shape)
+        if self._used + need > self._block.shape[1]:
+            fresh = np.empty((len(self), max(_BLOCK, need)), dtype=np.float32)
+            for row, generator in zip(fresh, self._generators, strict=True):
+                generator.standard_normal(dtype=np.float32, out=row)
+            # What is left of the old block is used first, so that asking in other portions gives the same numbers.
+            self._block = np.concatenate([self._block[:, self._used :], fresh], axis=1)
+            self._used = 0
+        taken = self._block[:, self._used : self._used + need].reshape(len(self), *shape)
+        self._used += need
+        return torch.from_numpy(np.ascontiguousarray(taken)).to(dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) float64 numbers uniform on [0, 1): the normal stream through its distribution function."""
+        return torch.special.ndtr(self.normal(*shape, dtype=torch.float64))
+
+    @staticmethod
+    def chain(seed: int, index: int = 0) -> np.random.Generator:
+        """The generator of a Markov chain's accept/reject numbers, independent of every sample's stream."""
+        return np.random.Generator(np.random.Philox(key=[int(seed), 2**63 + int(index)]))

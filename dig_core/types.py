@@ -1,0 +1,50 @@
+"""Values that travel between the parts: states, tangents, geometries, samples, log-densities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Geometry", "LogProb", "Samples", "State", "Tangent"]
+
+State = dict[str, Tensor]
+"""Component name -> (B, ...), a point of that component's space."""
+
+Tangent = dict[str, Tensor]
+"""Same keys and shapes as a State: scores, noise, velocities."""
+
+
+class Geometry(NamedTuple):
+    """Structures as engines see them: ``positions`` (B, N, 3) Angstrom; ``cell`` (B, 3, 3) Angstrom or None, rows are lattice vectors."""
+
+    positions: Tensor
+    cell: Tensor | None = None
+
+
+class LogProb(NamedTuple):
+    """Log-densities and how they were made.
+
+    ``value`` (B,) float64, density over Cartesian space (Lebesgue measure on the zero-centroid subspace, Angstrom);
+    ``stderr`` (B,) standard error of ``value``, zero for deterministic estimators;
+    ``kind`` one of ``"trace"``, ``"map"``, ``"hutchinson"``, ``"path"``.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    kind: str
+
+
+class Samples(NamedTuple):
+    """Structures drawn from a model.
+
+    ``geometry`` B structures; ``state`` the same in the model's coordinates; ``log_q`` (B,) float64, the log-density (or
+    log path weight, see ``kind``) in the measure of :class:`LogProb`, None if it was not asked for; ``valid`` (B,) bool,
+    False where the state has no structure (a negative bond length, say): such samples have zero weight.
+    """
+
+    geometry: Geometry
+    state: State
+    log_q: Tensor | None
+    valid: Tensor
+    kind: str | None = None
