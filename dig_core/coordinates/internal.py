@@ -1,0 +1,290 @@
+"""Internal coordinates: standardised bonds, angles and sibling torsions (``shape``) and free torsions on a torus (``torsion``).
+
+The map is one to one up to translation, rotation and the labels of equivalent end atoms (methyl hydrogens), which
+:meth:`Internal.pose` draws uniformly. Measure and Jacobian: method of Go and Scheraga, doi:10.1021/ma60052a002.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.spaces import TWO_PI, wrap
+from ..errors import IncompatibleError, UnsupportedError
+from ..random import Streams
+from ..system.descriptor import Descriptor
+from ..types import Geometry, State
+from .pose import random_rotations
+from .zmatrix import ZMatrix, build_zmatrix, levels
+
+__all__ = ["Internal"]
+
+BOND, ANGLE, SIBLING = 0, 1, 2
+_DEFAULT_WIDTH = (0.03, 0.06, 0.08)  # Angstrom, rad, rad: typical of 300 K, used where nothing better is known
+
+
+class Internal(nn.Module):
+    """Z-matrix coordinates of one molecule.
+
+    ``shape`` (B, D - T): whitening @ ((bonds, angles, sibling torsions) - centre) / width, Angstrom and radians before;
+    ``torsion`` (B, T): rotations about bonds in [-pi, pi), a symmetric end group's mean angle times its order.
+    Stereocentres keep their sign: a sibling torsion would have to leave its half turn to flip it, and such states,
+    like negative bond lengths, are invalid (zero density).
+    """
+
+    gauge = frozenset({"translation", "rotation", "equivalent atoms"})
+
+    def __init__(self, zmatrix: ZMatrix, centre: Tensor, width: Tensor, whitening: Tensor | None = None):
+        super().__init__()
+        self.zmatrix = zmatrix
+        size = len(centre)
+        for name, value in (
+            ("centre", centre),
+            ("width", width),
+            ("whitening", torch.eye(size) if whitening is None else whitening),
+        ):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
+        self._index()
+
+    @property
+    def config(self) -> dict:
+        return {"zmatrix": self.zmatrix.config, "size": len(self.centre)}
+
+    @classmethod
+    def from_config(cls, zmatrix: dict, size: int) -> Internal:
+        """An object of the right shapes, to load a state dict into."""
+        return cls(ZMatrix.from_config(**zmatrix), torch.zeros(size), torch.ones(size))
+
+    @classmethod
+    def from_reference(cls, descriptor: Descriptor, standards=None) -> Internal:
+        """Centre on the descriptor's reference structure; widths from ``standards`` or typical of 300 K.
+
+        ``standards``: what a force field says, a mapping from atom tuples (2 for bonds, 3 for angles, either direction)
+        to (rest value, thermal width) in Angstrom or radians.
+        """
+        if descriptor.reference is None:
+            raise IncompatibleError("Internal coordinates need a reference structure: pass positions to the descriptor.")
+        zmatrix = build_zmatrix(descriptor)
+        count = 2 * zmatrix.n_atoms - 3 + sum(not f for f in zmatrix.free[3:])
+        self = cls(zmatrix, torch.zeros(count), torch.ones(count))
+        raw, _ = self._measure(descriptor.reference.positions)
+        centre = raw[0].clone()
+        width = torch.tensor([_DEFAULT_WIDTH[k] for k in self.kinds], dtype=torch.float64)
+        for column, atoms in enumerate(self.shape_atoms):
+            for key in (atoms, atoms[::-1]):
+                if standards is not None and key in standards:
+                    centre[column], width[column] = standards[key]
+        self._refuse_straight(centre)
+        return cls(zmatrix, centre, width)
+
+    @classmethod
+    def from_frames(cls, descriptor: Descriptor, geometry: Geometry, shrink: float = 0.01) -> Internal:
+        """Centre, widths and correlations (symmetric whitening) from frames (F, N, 3) of the ensemble."""
+        self = cls.from_reference(descriptor)
+        raw, _ = self._measure(self._relabel(geometry.positions.double()))
+        raw = self.centre + self._deviation(raw)
+        centre, width = raw.mean(0), raw.std(0)
+        unit = (raw - centre) / width
+        correlation = (1 - shrink) * unit.T @ unit / len(unit) + shrink * torch.eye(len(centre), dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(correlation)
+        self._refuse_straight(centre)
+        return cls(self.zmatrix, centre, width, vectors @ torch.diag(values**-0.5) @ vectors.T)
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    def encode(self, geometry: Geometry, descriptor: Descriptor) -> tuple[State, Tensor]:
+        """State of (B, N, 3) Angstrom and log|d state / d geometry| (B,), geometry in the zero-centroid subspace."""
+        positions = self._relabel(geometry.positions.double())
+        raw, torsion = self._measure(positions)
+        state = {"shape": self._deviation(raw) / self.width @ self.whitening.T, "torsion": self._fold(raw, torsion)}
+        return state, -self._log_volume(raw)
+
+    def decode(self, state: State, descriptor: Descriptor) -> Geometry:
+        """(B, N, 3) Angstrom, float64, centroid at the origin, in one fixed orientation. Differentiable."""
+        raw = self._raw(state)
+        return Geometry(self._place(raw, self._unfold(raw, state["torsion"].double())))
+
+    def log_volume(self, state: State, descriptor: Descriptor) -> Tensor:
+        """(B,) log|d geometry / d state|, the gauge integrated out. Differentiable."""
+        return self._log_volume(self._raw(state))
+
+    def valid(self, state: State, descriptor: Descriptor) -> Tensor:
+        """(B,) bool: positive bonds, angles inside (0, pi), sibling torsions within half a turn of their centre."""
+        raw = self._raw(state)
+        kinds = self.kind_index
+        bonds, angles, siblings = raw[:, kinds == BOND], raw[:, kinds == ANGLE], raw[:, kinds == SIBLING]
+        inside = (bonds > 0).all(1) & ((angles > 0) & (angles < math.pi)).all(1)
+        return inside & ((siblings - self.centre[kinds == SIBLING]).abs() < math.pi).all(1)
+
+    def pose(self, geometry: Geometry, rng: Streams) -> Geometry:
+        """Draw what encode forgets: a uniform rotation about the centroid and labels of equivalent end atoms."""
+        positions = geometry.positions
+        order = torch.arange(self.zmatrix.n_atoms).repeat(len(positions), 1)
+        choice = (rng.uniform(max(1, len(self.zmatrix.rotors))) * 3).long()
+        for column, rotor in enumerate(self.zmatrix.rotors):
+            atoms = torch.tensor(rotor.atoms)
+            order[:, atoms] = atoms[(torch.arange(3) + choice[:, column, None]) % 3]
+        positions = positions.gather(1, order[..., None].expand(-1, -1, 3))
+        return Geometry(positions @ random_rotations(rng).to(positions).transpose(1, 2))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _index(self) -> None:
+        rows, free = self.zmatrix.rows, self.zmatrix.free
+        shape, torsions = [], []
+        for (i, j, k, m), turns in zip(rows, free, strict=True):
+            if j >= 0:
+                shape.append((BOND, (i, j)))
+            if k >= 0:
+                shape.append((ANGLE, (i, j, k)))
+            if m >= 0 and not turns:
+                shape.append((SIBLING, (i, j, k, m)))
+            if m >= 0 and turns:
+                torsions.append((i, j, k, m))
+        shape.sort(key=lambda item: item[0])
+        self.kinds = [kind for kind, _ in shape]
+        self.kind_index = torch.tensor(self.kinds)
+        self.shape_atoms = [atoms for _, atoms in shape]
+        self.torsion_atoms = torsions
+        if len(shape) != len(self.centre):
+            raise IncompatibleError(f"This z-matrix has {len(shape)} shape coordinates, got centres for {len(self.centre)}.")
+        column = {atoms: number for number, atoms in enumerate(self.shape_atoms)}
+        turn_of = {atoms[0]: number for number, atoms in enumerate(torsions)}
+        # Rotors: (torsion column, sibling columns); the mean of the three angles is what is diffused.
+        self._rotor_columns = []
+        for rotor in self.zmatrix.rotors:
+            siblings = [c for a, c in column.items() if len(a) == 4 and a[0] in rotor.atoms[1:]]
+            self._rotor_columns.append((turn_of[rotor.atoms[0]], siblings))
+        self._groups = [self._group(group, column, turn_of) for group in levels(self.zmatrix)]
+
+    def _group(self, group, column, turn_of):
+        rows = [self.zmatrix.rows[r] for r in group]
+        atoms = torch.tensor(rows)
+        find = {a[:1] + a[1:]: c for a, c in column.items()}
+        bond = [find.get(r[:2], -1) for r in rows]
+        angle = [find.get(r[:3], -1) for r in rows]
+        sibling = [find.get(r, -1) for r in rows]
+        turn = [turn_of.get(r[0], -1) for r in rows]
+        return atoms, torch.tensor(bond), torch.tensor(angle), torch.tensor(sibling), torch.tensor(turn)
+
+    def _refuse_straight(self, centre: Tensor) -> None:
+        for column, atoms in enumerate(self.shape_atoms):
+            if self.kinds[column] == ANGLE and not 0.15 < float(centre[column]) < math.pi - 0.15:
+                raise UnsupportedError(
+                    f"The angle of atoms {atoms} is {math.degrees(float(centre[column])):.0f} degrees: internal coordinates "
+                    "are singular for straight groups (nitriles, alkynes). Use Cartesian coordinates for this molecule."
+                )
+
+    def _measure(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw shape values (B, D - T) and raw torsions (B, T)."""
+        values = []
+        for kind, size in ((BOND, 2), (ANGLE, 3), (SIBLING, 4)):
+            table = [a for a in self.shape_atoms if len(a) == size]
+            if table:
+                values.append(_MEASURES[kind](positions[:, torch.tensor(table)]))
+        torsion = positions.new_zeros(len(positions), 0)
+        if self.torsion_atoms:
+            torsion = _dihedral(positions[:, torch.tensor(self.torsion_atoms)])
+        return torch.cat(values, dim=1), torsion
+
+    def _deviation(self, raw: Tensor) -> Tensor:
+        """raw - centre, sibling torsions by the shorter way round."""
+        gap = raw - self.centre
+        return torch.where(self.kind_index == SIBLING, wrap(gap), gap)
+
+    def _raw(self, state: State) -> Tensor:
+        return self.centre + torch.linalg.solve(self.whitening, state["shape"].double().T).T * self.width
+
+    def _fold(self, raw: Tensor, torsion: Tensor) -> Tensor:
+        """Raw torsions to the torus: an end group's mean angle times three, which relabelling its atoms does not change."""
+        folded = torsion.clone()
+        for column, siblings in self._rotor_columns:
+            folded[:, column] = 3 * (torsion[:, column] + raw[:, siblings].sum(1) / 3)
+        return wrap(folded)
+
+    def _unfold(self, raw: Tensor, torsion: Tensor) -> Tensor:
+        columns = list(torsion.unbind(1))
+        for column, siblings in self._rotor_columns:
+            columns[column] = columns[column] / 3 - raw[:, siblings].sum(1) / 3
+        return torch.stack(columns, dim=1) if columns else torsion
+
+    def _relabel(self, positions: Tensor) -> Tensor:
+        """Equivalent end atoms in the one order whose mean angle lies in the third that _unfold returns."""
+        if not self.zmatrix.rotors:
+            return positions
+        raw, torsion = self._measure(positions)
+        order = torch.arange(self.zmatrix.n_atoms, device=positions.device).repeat(len(positions), 1)
+        for rotor, (column, siblings) in zip(self.zmatrix.rotors, self._rotor_columns, strict=True):
+            atoms = torch.tensor(rotor.atoms)
+            about = self.centre[siblings]
+            # All angles continued from the first, so that their mean is continuous and moves by a third on relabelling.
+            mean = torsion[:, column] + (about + wrap(raw[:, siblings] - about)).sum(1) / 3
+            shift = torch.round(wrap(mean) * 3 / TWO_PI).long()
+            # Handedness decides which neighbour comes next on turning forward.
+            forward = 1 if float(wrap(about[0])) > 0 else -1
+            order[:, atoms] = atoms[(torch.arange(3) - forward * shift[:, None]) % 3]
+        return positions.gather(1, order[..., None].expand(-1, -1, 3))
+
+    def _log_volume(self, raw: Tensor) -> Tensor:
+        """log|d geometry / d state| with the rotation (8 pi^2), the centroid (N^3/2) and torus units (2 pi a torsion)."""
+        bonds, angles = raw[:, self.kind_index == BOND], raw[:, self.kind_index == ANGLE]
+        # b^2 sin(theta) an atom; the second atom has no angle and the first no bond.
+        volume = 2 * bonds.clamp_min(1e-12).log().sum(1) + angles.sin().clamp_min(1e-12).log().sum(1)
+        linear = self.width.log().sum() - torch.linalg.slogdet(self.whitening).logabsdet
+        constant = math.log(8 * math.pi**2) - 1.5 * math.log(self.zmatrix.n_atoms) + len(self.torsion_atoms) * math.log(TWO_PI)
+        return volume + linear + constant
+
+    def _place(self, raw: Tensor, torsion: Tensor) -> Tensor:
+        """Positions from raw values, a level of the z-matrix at a time (Parsons et al., doi:10.1002/jcc.20237)."""
+        batch = len(raw)
+        sites: list[Tensor] = [raw.new_zeros(batch, 3)] * self.zmatrix.n_atoms
+        for atoms, bond, angle, sibling, turn in self._groups:
+            if int(atoms[0, 1]) < 0:
+                continue
+            length = raw[:, bond]
+            j = torch.stack([sites[a] for a in atoms[:, 1].tolist()], 1)
+            if int(atoms[0, 2]) < 0:
+                new = j + torch.stack([length, torch.zeros_like(length), torch.zeros_like(length)], -1)
+            else:
+                k = torch.stack([sites[a] for a in atoms[:, 2].tolist()], 1)
+                theta = raw[:, angle]
+                if int(atoms[0, 3]) < 0:
+                    phi, m = torch.zeros_like(theta), k + torch.tensor([0.0, 1.0, 0.0], dtype=raw.dtype)
+                else:
+                    phi = torch.where(turn >= 0, torsion[:, turn], raw[:, sibling]) if torsion.shape[1] else raw[:, sibling]
+                    m = torch.stack([sites[a] for a in atoms[:, 3].tolist()], 1)
+                new = _extend(m, k, j, length, theta, phi)
+            for column, atom in enumerate(atoms[:, 0].tolist()):
+                sites[atom] = new[:, column]
+        positions = torch.stack(sites, dim=1)
+        return positions - positions.mean(dim=1, keepdim=True)
+
+
+def _extend(m, k, j, length, theta, phi):
+    """The atom bonded to j at angle theta with k and dihedral phi with m."""
+    along = torch.nn.functional.normalize(j - k, dim=-1)
+    normal = torch.nn.functional.normalize(torch.linalg.cross(k - m, along), dim=-1)
+    side = torch.linalg.cross(normal, along)
+    local = torch.stack([-theta.cos(), theta.sin() * phi.cos(), theta.sin() * phi.sin()], -1) * length[..., None]
+    return j + local[..., :1] * along + local[..., 1:2] * side + local[..., 2:] * normal
+
+
+def _bond(p: Tensor) -> Tensor:
+    return (p[:, :, 1] - p[:, :, 0]).norm(dim=-1)
+
+
+def _angle(p: Tensor) -> Tensor:
+    a, b = p[:, :, 0] - p[:, :, 1], p[:, :, 2] - p[:, :, 1]
+    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
+
+
+def _dihedral(p: Tensor) -> Tensor:
+    """Signed dihedral of points 0-1-2-3, IUPAC sign."""
+    a, axis, c = p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 1], p[:, :, 3] - p[:, :, 2]
+    n1, n2 = torch.linalg.cross(a, axis), torch.linalg.cross(axis, c)
+    return torch.atan2((torch.linalg.cross(n1, n2) * axis).sum(-1) / axis.norm(dim=-1), (n1 * n2).sum(-1))
+
+
+_MEASURES = (_bond, _angle, _dihedral)

@@ -1,0 +1,166 @@
+"""Diffusion of one component (article eqs 1-3 and 7) and of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import IncompatibleError
+from ..random import Streams
+from ..types import State, Tangent
+from .kernels import JointKernel, Kernel, Normal, Uniform, wrapped_normal_score
+from .schedules import Schedule
+from .spaces import Space
+
+__all__ = ["Diffusion", "Joint", "Noised", "Scale"]
+
+
+class Noised(NamedTuple):
+    """A noised state, and the noise (article's epsilon) as the regression target: -sigma times the kernel's score."""
+
+    state: State
+    noise: Tangent
+
+
+class Scale(NamedTuple):
+    """The noise is read from a network as ``skip * x + out * network``; ``spread`` is the noise's variance given x_t."""
+
+    skip: Tensor
+    out: Tensor
+    spread: Tensor
+
+
+class Diffusion:
+    """Linear diffusion of one component: x_t given x_0 is N(alpha x_0, sigma^2), on any :class:`Space`.
+
+    With a variance-preserving schedule this is the article's OU process, with :class:`~.schedules.Geometric` Brownian motion.
+    Times ``t`` are tensors, (B,) or (1,), in [0, 1]. Periodic spaces need alpha = 1 (checked) and have a uniform prior.
+    """
+
+    def __init__(self, space: Space, schedule: Schedule):
+        self.space, self.schedule = space, schedule
+        end = torch.ones(1, dtype=torch.float64)
+        if space.periodic and float(schedule.alpha(end)) != 1.0:
+            raise IncompatibleError(
+                f"A torus needs a schedule with alpha = 1, such as Geometric; got {type(schedule).__name__}, which pulls "
+                "angles towards zero."
+            )
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at ``t``, shaped to multiply a state."""
+        shape = (-1,) + (1,) * len(self.space.shape)
+        return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
+
+    def prior(self, like: Tensor) -> Kernel:
+        """p_simple: N(0, sigma(1)^2 + alpha(1)^2) or uniform; ``like`` (B, *shape) gives batch, dtype and device."""
+        if self.space.periodic:
+            return Uniform(self.space, like)
+        alpha, sigma = self.levels(torch.ones(1, dtype=like.dtype, device=like.device))
+        return Normal(self.space, torch.zeros_like(like), sigma**2 + alpha**2)
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor) -> Kernel:
+        """q(x_t given x_s), s < t (eq. 1)."""
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
+        ratio = alpha_t / alpha_s
+        return Normal(self.space, ratio * x, (sigma_t**2 - (ratio * sigma_s) ** 2).expand(x.shape))
+
+    def reverse(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor, spread: Tensor) -> Kernel:
+        """p(x_s given x_t) on any grid, s < t (eqs 2, 3).
+
+        ``score`` (B, *shape) at (x, t). ``spread`` broadcasts to x: the variance that the noise (epsilon) still has once
+        x_t is known, between 0 and 1. Spread 0 is the DDPM posterior, spread 1 the article's eq. (3); the kernel closest
+        to the true one, in between, is the measured or learned variance (Bao et al., arXiv:2201.06503).
+        """
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
+        ratio = alpha_t / alpha_s
+        step = sigma_t**2 - (ratio * sigma_s) ** 2
+        mean = self.space.exp(x / ratio, step / ratio * score)
+        variance = step * (sigma_s / sigma_t) ** 2 + (step / (ratio * sigma_t)) ** 2 * spread
+        return Normal(self.space, mean, variance.expand(x.shape))
+
+    def velocity(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """Probability flow dx/dt (eq. 7)."""
+        shape = (-1,) + (1,) * len(self.space.shape)
+        drift, diffusion = self.schedule.drift(t).reshape(shape), self.schedule.diffusion(t).reshape(shape)
+        return drift * x - 0.5 * diffusion * score
+
+    def target(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """grad log q(x_t given x_0), the denoising target (eq. 5)."""
+        alpha, sigma = self.levels(t)
+        gap = self.space.log(alpha * x0, xt)
+        if self.space.periodic:
+            return wrapped_normal_score(gap, sigma**2)
+        return -gap / sigma**2
+
+    def scale(self, t: Tensor) -> Scale:
+        """How a network's output is read; with a silent network, exact for unit normal data on R^d and for the uniform law on a torus."""
+        alpha, sigma = self.levels(t)
+        if self.space.periodic:
+            # The score of a wrapped law fades like its first harmonic, exp(-sigma^2 / 2), and faster than half that rate.
+            return Scale(torch.zeros_like(sigma), sigma * torch.exp(-0.25 * sigma**2), torch.ones_like(sigma))
+        norm = alpha**2 + sigma**2
+        return Scale(sigma / norm, alpha * sigma / norm.sqrt(), alpha**2 / norm)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Likelihood weight of the squared noise error, g^2 / sigma^2 (Song et al., arXiv:2101.09258), shaped like ``t``."""
+        return self.schedule.diffusion(t) / self.schedule.sigma(t) ** 2
+
+
+class Joint(Mapping[str, Diffusion]):
+    """Independent diffusion of named components; every method maps over the components of a State."""
+
+    def __init__(self, **components: Diffusion):
+        if not components:
+            raise IncompatibleError("Joint needs at least one component, such as Joint(pos=Diffusion(...)).")
+        self._components = components
+
+    def __getitem__(self, name: str) -> Diffusion:
+        return self._components[name]
+
+    def __iter__(self):
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    @property
+    def dim(self) -> int:
+        return sum(process.space.dim for process in self.values())
+
+    def empty(self, n: int, dtype: torch.dtype = torch.float32, device=None) -> State:
+        """A State of zeros with ``n`` samples, to hand to :meth:`prior`."""
+        return {name: torch.zeros(n, *process.space.shape, dtype=dtype, device=device) for name, process in self.items()}
+
+    def prior(self, like: State) -> JointKernel:
+        return JointKernel({name: process.prior(like[name]) for name, process in self.items()})
+
+    def forward(self, state: State, s: Tensor, t: Tensor) -> JointKernel:
+        return JointKernel({name: process.forward(state[name], s, t) for name, process in self.items()})
+
+    def reverse(self, state: State, t: Tensor, s: Tensor, score: Tangent, spread: Tangent) -> JointKernel:
+        return JointKernel(
+            {name: process.reverse(state[name], t, s, score[name], spread[name]) for name, process in self.items()}
+        )
+
+    def velocity(self, state: State, t: Tensor, score: Tangent) -> Tangent:
+        return {name: process.velocity(state[name], t, score[name]) for name, process in self.items()}
+
+    def noise(self, state: State, t: Tensor, rng: Streams | torch.Generator) -> Noised:
+        """Push clean states to time ``t`` (B,) and return the noise that a network has to find."""
+        noised, noise = {}, {}
+        for name, process in self.items():
+            x = state[name]
+            alpha, sigma = process.levels(t)
+            raw = _draw(rng, x, process.space)
+            noised[name] = process.space.exp(alpha * x, sigma * raw)
+            noise[name] = -sigma * process.target(x, noised[name], t) if process.space.periodic else process.space.project(raw)
+        return Noised(noised, noise)
+
+
+def _draw(rng: Streams | torch.Generator, like: Tensor, space: Space) -> Tensor:
+    if isinstance(rng, Streams):
+        return rng.normal(*space.shape, dtype=like.dtype).to(like.device)
+    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)

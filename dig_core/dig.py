@@ -1,0 +1,165 @@
+"""DiG: a score model, its coordinates and its system behind a thin facade."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion.processes import Joint
+from .errors import IncompatibleError
+from .montecarlo.proposals import PathProposal
+from .random import Streams
+from .sampling.density import flow_log_prob
+from .sampling.interpolate import interpolate
+from .sampling.solvers import SOLVERS
+from .score import ScoreModel
+from .system.descriptor import Descriptor
+from .types import Geometry, LogProb, Samples, State
+
+__all__ = ["Card", "DiG"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model says of itself; every value is a JSON primitive.
+
+    ``temperature`` in K, None for models of no single temperature; ``steps`` the default number of reverse steps;
+    ``measured`` figures with the script that made them; ``history`` the stages of its training.
+    """
+
+    name: str = "unnamed"
+    system: str = ""
+    energy: str = ""
+    temperature: float | None = None
+    steps: int = 50
+    licence: str = "MIT"
+    units: str = "Angstrom, kT"
+    measured: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+    intended_use: str = ""
+    limits: str = ""
+
+
+@dataclass(frozen=True)
+class DiG:
+    """The equilibrium distribution of ``descriptor``'s system as a diffusion model. Parts that do not fit are refused here."""
+
+    model: ScoreModel
+    coordinates: nn.Module
+    descriptor: Descriptor
+    card: Card = Card()
+    schedule: Tensor | None = None
+
+    def __post_init__(self):
+        if self.descriptor.reference is None:
+            return
+        state, _ = self.coordinates.encode(self.descriptor.reference, self.descriptor)
+        given = {name: tuple(x.shape[1:]) for name, x in state.items()}
+        wanted = {name: tuple(p.space.shape) for name, p in self.process.items()}
+        if given != wanted:
+            raise IncompatibleError(f"The coordinates make components {given}, the process diffuses {wanted}: build both for one system.")
+
+    @property
+    def process(self) -> Joint:
+        return self.model.process
+
+    def grid(self, steps: int | None = None) -> Tensor:
+        """(K + 1,) times from 0 to 1: the tuned grid stretched to ``steps``, or an even one."""
+        steps = self.card.steps if steps is None else int(steps)
+        if steps < 1:
+            raise IncompatibleError(f"steps must be at least 1, got {steps}.")
+        even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        if self.schedule is None:
+            return even
+        knots = self.schedule.double()
+        position = even * (len(knots) - 1)
+        left = position.floor().long().clamp(max=len(knots) - 2)
+        return torch.lerp(knots[left], knots[left + 1], position - left)
+
+    def sample(
+        self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=()
+    ) -> Samples:
+        """``n`` independent structures (B, N, 3) Angstrom; sample i depends on (seed, i) alone.
+
+        ``method``: ``"path"`` (ancestral with ``log_q`` for exact weights) or a solver of :mod:`dig_core.sampling.solvers`.
+        """
+        return concatenate(list(self.stream(n, seed=seed, steps=steps, method=method, batch=batch, guidance=guidance)))
+
+    def stream(
+        self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=(), start: int = 0
+    ) -> Iterator[Samples]:
+        """The same in batches, with flat memory."""
+        if method != "path" and method not in SOLVERS:
+            raise IncompatibleError(f"method must be 'path' or one of {sorted(SOLVERS)}, got {method!r}.")
+        from .sampling.guidance import Guided
+
+        dig = self if not guidance else DiG(Guided(self.model, *guidance), self.coordinates, self.descriptor, self.card, self.schedule)
+        for low in range(start, start + n, batch):
+            rng = Streams(seed, range(low, min(low + batch, start + n)))
+            if method == "path":
+                yield dig.proposal(steps=steps).draw(len(rng), rng)
+            else:
+                state = SOLVERS[method](dig.model, dig.descriptor, dig.grid(steps), rng)
+                yield dig.to_samples(state, None, None, rng)
+
+    def to_samples(self, state: State, log_q: Tensor | None, kind: str | None, rng: Streams) -> Samples:
+        """Structures of ``state``; ``log_q`` in the state's measure is carried to Angstrom. Invalid states get log_q = +inf."""
+        valid = self.coordinates.valid(state, self.descriptor)
+        geometry = self.coordinates.pose(self.coordinates.decode(state, self.descriptor), rng)
+        if log_q is not None:
+            log_q = log_q - self.coordinates.log_volume(state, self.descriptor)
+            log_q = torch.where(valid, log_q, torch.full_like(log_q, math.inf))
+        return Samples(geometry, state, log_q, valid, kind)
+
+    def log_prob(self, geometry: Geometry, *, steps: int | None = None, kind: str = "trace", seed: int = 0) -> LogProb:
+        """Log-density by the probability flow (eq. 6), in 1/Angstrom^(3N-3); ``kind``: trace, map or hutchinson."""
+        state, log_det = self.coordinates.encode(geometry, self.descriptor)
+        rng = Streams(seed, range(len(log_det)))
+        found = flow_log_prob(self.model, self.descriptor, state, self.grid(steps), kind=kind, rng=rng)
+        return LogProb(found.value + log_det, found.stderr, found.kind)
+
+    def interpolate(self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical") -> Geometry:
+        """``n`` structures from ``start`` to ``end`` (1, N, 3) along a latent path, ends included."""
+        ends = [self.coordinates.encode(g, self.descriptor)[0] for g in (start, end)]
+        states = interpolate(self.model, self.descriptor, *ends, n, grid=self.grid(steps), path=path)
+        return self.coordinates.decode(states, self.descriptor)
+
+    def proposal(self, *, steps: int | None = None) -> PathProposal:
+        """The exact generator of independent Monte Carlo proposals: ``draw(n, rng)``, ``log_q(geometry, rng)``."""
+        return PathProposal(self, steps=steps)
+
+    def reduced_force(self, geometry: Geometry, *, t: float = 0.01) -> Tensor:
+        """(B, N, 3) 1/Angstrom: grad of the model's log-density at noise time ``t`` with respect to the positions."""
+        positions = geometry.positions.detach().double().requires_grad_()
+        state, log_det = self.coordinates.encode(Geometry(positions, geometry.cell), self.descriptor)
+        with torch.no_grad():
+            score = self.model({n: x.detach() for n, x in state.items()}, torch.tensor([t], dtype=torch.float64), self.descriptor)
+        pulled = sum((state[n] * score[n].double()).sum() for n in state) + log_det.sum()
+        return torch.autograd.grad(pulled, positions)[0]
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file, written atomically; see :mod:`dig_core.checkpoint`."""
+        from .checkpoint import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DiG:
+        """A model from a checkpoint file; nothing is unpickled."""
+        from .checkpoint import load
+
+        return load(path)
+
+
+def concatenate(batches: list[Samples]) -> Samples:
+    """Batches of Samples as one."""
+    cells = [b.geometry.cell for b in batches]
+    geometry = Geometry(torch.cat([b.geometry.positions for b in batches]), None if cells[0] is None else torch.cat(cells))
+    state = {name: torch.cat([b.state[name] for b in batches]) for name in batches[0].state}
+    log_q = None if batches[0].log_q is None else torch.cat([b.log_q for b in batches])
+    return Samples(geometry, state, log_q, torch.cat([b.valid for b in batches]), batches[0].kind)

@@ -1,0 +1,81 @@
+"""Denoising score matching (article, eq. 5), with targets blended from forces where they are known."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..score import ScoreModel
+from ..system.descriptor import Descriptor
+from ..types import State, Tangent
+
+__all__ = ["Frames", "blend", "denoising_loss", "fisher_information"]
+
+
+class Frames(NamedTuple):
+    """Training data in a model's coordinates.
+
+    ``state`` F points; ``force`` grad log p at them in the same coordinates (Jacobian included) or None; ``weight`` (F,)
+    non-negative importance weights or None.
+    """
+
+    state: State
+    force: Tangent | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:  # frames, not fields
+        return len(next(iter(self.state.values())))
+
+    def take(self, index: Tensor) -> Frames:
+        """The frames at ``index`` (M,)."""
+        pick = {name: x[index] for name, x in self.state.items()}
+        force = None if self.force is None else {name: f[index] for name, f in self.force.items()}
+        return Frames(pick, force, None if self.weight is None else self.weight[index])
+
+
+def fisher_information(force: Tangent) -> Tangent:
+    """E[force^2] of each coordinate, (*shape) a component."""
+    return {name: (f.double() ** 2).mean(0).to(f.dtype) for name, f in force.items()}
+
+
+def blend(model: ScoreModel, frames: Frames, noise: Tangent, t: Tensor, fisher: Tangent | None) -> Tangent:
+    """Regression targets of the noise: denoising noise mixed with -sigma force / alpha (target score matching, arXiv:2402.08667).
+
+    Both have the posterior mean of the noise as their conditional mean, so has any blend. The weight of the force,
+    a / (a + I) with a = alpha^2 / sigma^2 and I the Fisher information of the coordinate, cancels the variance for normal
+    data altogether.
+    """
+    if frames.force is None or fisher is None:
+        return noise
+    targets = {}
+    for name, process in model.process.items():
+        alpha, sigma = process.levels(t)
+        weight = alpha**2 / (alpha**2 + sigma**2 * fisher[name])
+        targets[name] = (1 - weight) * noise[name] - weight * sigma / alpha * frames.force[name]
+    return targets
+
+
+def denoising_loss(
+    model: ScoreModel, frames: Frames, descriptor: Descriptor, t: Tensor, rng: torch.Generator, *, fisher: Tangent | None = None
+) -> dict[str, Tensor]:
+    """Likelihood-weighted squared error of the noise, and the misfit of its predicted variance, per frame.
+
+    ``t`` (B,) in (0, 1]. Returns scalars ``noise`` (its integral over uniform t is the Kullback-Leibler divergence of the
+    paths up to a constant, in nats) and ``spread`` (normal negative log-likelihood of the remaining noise; the mean is
+    held fixed in it, so it trains the variance only).
+    """
+    noised = model.process.noise(frames.state, t, rng)
+    target = blend(model, frames, noised.noise, t, fisher)
+    moments = model.moments(noised.state, t, descriptor)
+    error, misfit = torch.zeros_like(t), torch.zeros_like(t)
+    for name, process in model.process.items():
+        weight = 0.5 * process.weight(t)
+        error = error + weight * ((moments.noise[name] - target[name]) ** 2).flatten(1).sum(1)
+        left = (noised.noise[name] - moments.noise[name].detach()) ** 2
+        spread = moments.spread[name] + 1e-6
+        misfit = misfit + 0.5 * (left / spread + spread.log()).flatten(1).sum(1)
+    if frames.weight is not None:
+        error, misfit = error * frames.weight, misfit * frames.weight
+    return {"noise": error.mean(), "spread": misfit.mean()}
