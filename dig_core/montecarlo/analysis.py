@@ -1,4 +1,4 @@
-"""Statistics of log weights and of chains: sample sizes, acceptance, free energies and their errors. Nothing is clipped.
+"""Statistics of log weights and of chains: sample sizes, acceptance, free energies, their errors. Nothing is clipped.
 
 Inputs are one-dimensional numpy arrays, tensors or sequences; everything is computed in float64. Energies are in kT.
 ``rng`` is always a ``numpy.random.Generator`` that the caller seeds.
@@ -55,7 +55,7 @@ class Profile(NamedTuple):
 
 
 class MBARInput(NamedTuple):
-    """What pymbar.MBAR takes: ``u_kn`` (2, n) reduced potentials of q and of the target; ``N_k`` (2,) samples of each."""
+    """What pymbar.MBAR takes: ``u_kn`` (2, n) reduced potentials of q and the target; ``N_k`` (2,) samples of each."""
 
     u_kn: np.ndarray
     N_k: np.ndarray
@@ -70,7 +70,7 @@ def normalised_weights(log_weights: Vector) -> np.ndarray:
     top = log_w.max()
     if not np.isfinite(top):
         came = "only -inf" if top == -np.inf else "NaN or +inf"
-        raise StateError(f"expected log weights below +inf, at least one of them finite, got {came}; check the energies.")
+        raise StateError(f"expected log weights below +inf, at least one finite, got {came}; check the energies.")
     weights = np.exp(log_w - top)
     return weights / weights.sum()
 
@@ -153,7 +153,7 @@ def bootstrap(
     """``statistic(*arrays)`` and its bootstrap standard error from ``n`` resamplings of the arrays' common first axis.
 
     ``block = 1`` is for independent samples (Efron, doi:10.1214/aos/1176344552). A chain needs blocks of several
-    autocorrelation times, drawn from the series closed to a circle (Politis and Romano, 1992); at least some 20 of them.
+    autocorrelation times, and some 20 of them: drawn from the series closed to a circle (Politis and Romano, 1992).
     """
     data = [as_array(array) for array in arrays]
     length = len(data[0])

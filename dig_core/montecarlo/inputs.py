@@ -40,7 +40,8 @@ def as_series(x: Vector) -> np.ndarray:
     """A vector of finite values, or :class:`StateError`."""
     found = as_vector(x, "x")
     if not np.isfinite(found).all():
-        raise StateError(f"expected a finite series, got {np.count_nonzero(~np.isfinite(found))} NaN or infinite values.")
+        bad = np.count_nonzero(~np.isfinite(found))
+        raise StateError(f"expected a finite series, got {bad} values that are NaN or infinite.")
     return found
 
 
