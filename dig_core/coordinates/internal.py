@@ -16,6 +16,7 @@ from ..errors import IncompatibleError, UnsupportedError
 from ..random import Streams
 from ..system.descriptor import Descriptor
 from ..types import Geometry, State
+from .measure import angle, bond, dihedral, extend
 from .pose import random_rotations
 from .zmatrix import ZMatrix, build_zmatrix, levels
 
@@ -162,12 +163,9 @@ class Internal(nn.Module):
     def _group(self, group, column, turn_of):
         rows = [self.zmatrix.rows[r] for r in group]
         atoms = torch.tensor(rows)
-        find = {a[:1] + a[1:]: c for a, c in column.items()}
-        bond = [find.get(r[:2], -1) for r in rows]
-        angle = [find.get(r[:3], -1) for r in rows]
-        sibling = [find.get(r, -1) for r in rows]
-        turn = [turn_of.get(r[0], -1) for r in rows]
-        return atoms, torch.tensor(bond), torch.tensor(angle), torch.tensor(sibling), torch.tensor(turn)
+        columns = [[column.get(r[:size], -1) for r in rows] for size in (2, 3, 4)]
+        turns = [turn_of.get(r[0], -1) for r in rows]
+        return atoms, *(torch.tensor(c) for c in (*columns, turns))
 
     def _refuse_straight(self, centre: Tensor) -> None:
         for column, atoms in enumerate(self.shape_atoms):
@@ -180,13 +178,13 @@ class Internal(nn.Module):
     def _measure(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Raw shape values (B, D - T) and raw torsions (B, T)."""
         values = []
-        for kind, size in ((BOND, 2), (ANGLE, 3), (SIBLING, 4)):
+        for measure, size in ((bond, 2), (angle, 3), (dihedral, 4)):
             table = [a for a in self.shape_atoms if len(a) == size]
             if table:
-                values.append(_MEASURES[kind](positions[:, torch.tensor(table)]))
+                values.append(measure(positions, table))
         torsion = positions.new_zeros(len(positions), 0)
         if self.torsion_atoms:
-            torsion = _dihedral(positions[:, torch.tensor(self.torsion_atoms)])
+            torsion = dihedral(positions, self.torsion_atoms)
         return torch.cat(values, dim=1), torsion
 
     def _deviation(self, raw: Tensor) -> Tensor:
@@ -240,51 +238,23 @@ class Internal(nn.Module):
         """Positions from raw values, a level of the z-matrix at a time (Parsons et al., doi:10.1002/jcc.20237)."""
         batch = len(raw)
         sites: list[Tensor] = [raw.new_zeros(batch, 3)] * self.zmatrix.n_atoms
-        for atoms, bond, angle, sibling, turn in self._groups:
+        for atoms, bonds, angles, siblings, turns in self._groups:
             if int(atoms[0, 1]) < 0:
                 continue
-            length = raw[:, bond]
+            length = raw[:, bonds]
             j = torch.stack([sites[a] for a in atoms[:, 1].tolist()], 1)
             if int(atoms[0, 2]) < 0:
                 new = j + torch.stack([length, torch.zeros_like(length), torch.zeros_like(length)], -1)
             else:
                 k = torch.stack([sites[a] for a in atoms[:, 2].tolist()], 1)
-                theta = raw[:, angle]
+                theta = raw[:, angles]
                 if int(atoms[0, 3]) < 0:
                     phi, m = torch.zeros_like(theta), k + torch.tensor([0.0, 1.0, 0.0], dtype=raw.dtype)
                 else:
-                    phi = torch.where(turn >= 0, torsion[:, turn], raw[:, sibling]) if torsion.shape[1] else raw[:, sibling]
+                    phi = torch.where(turns >= 0, torsion[:, turns], raw[:, siblings]) if torsion.shape[1] else raw[:, siblings]
                     m = torch.stack([sites[a] for a in atoms[:, 3].tolist()], 1)
-                new = _extend(m, k, j, length, theta, phi)
+                new = extend(m, k, j, length, theta, phi)
             for column, atom in enumerate(atoms[:, 0].tolist()):
                 sites[atom] = new[:, column]
         positions = torch.stack(sites, dim=1)
         return positions - positions.mean(dim=1, keepdim=True)
-
-
-def _extend(m, k, j, length, theta, phi):
-    """The atom bonded to j at angle theta with k and dihedral phi with m."""
-    along = torch.nn.functional.normalize(j - k, dim=-1)
-    normal = torch.nn.functional.normalize(torch.linalg.cross(k - m, along), dim=-1)
-    side = torch.linalg.cross(normal, along)
-    local = torch.stack([-theta.cos(), theta.sin() * phi.cos(), theta.sin() * phi.sin()], -1) * length[..., None]
-    return j + local[..., :1] * along + local[..., 1:2] * side + local[..., 2:] * normal
-
-
-def _bond(p: Tensor) -> Tensor:
-    return (p[:, :, 1] - p[:, :, 0]).norm(dim=-1)
-
-
-def _angle(p: Tensor) -> Tensor:
-    a, b = p[:, :, 0] - p[:, :, 1], p[:, :, 2] - p[:, :, 1]
-    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
-
-
-def _dihedral(p: Tensor) -> Tensor:
-    """Signed dihedral of points 0-1-2-3, IUPAC sign."""
-    a, axis, c = p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 1], p[:, :, 3] - p[:, :, 2]
-    n1, n2 = torch.linalg.cross(a, axis), torch.linalg.cross(axis, c)
-    return torch.atan2((torch.linalg.cross(n1, n2) * axis).sum(-1) / axis.norm(dim=-1), (n1 * n2).sum(-1))
-
-
-_MEASURES = (_bond, _angle, _dihedral)

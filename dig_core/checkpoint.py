@@ -1,0 +1,128 @@
+"""Checkpoints: one safetensors file whose JSON header rebuilds everything; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from .coordinates import Cartesian, Internal
+from .diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
+from .dig import Card, DiG
+from .errors import CheckpointError
+from .nn import NETWORKS
+from .score import EnergyScore, NoiseScore
+from .system.descriptor import Descriptor
+from .types import Geometry
+
+__all__ = ["SCHEMA", "load", "save", "write_atomically"]
+
+SCHEMA = 1
+_BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric)}
+_COORDINATES = {cls.__name__: cls for cls in (Cartesian, Internal)}
+_SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
+
+
+def save(dig: DiG, path: str | Path) -> None:
+    """Write ``dig`` to ``path``: complete or not at all."""
+    network = getattr(dig.model, "network", None) or dig.model.potential
+    header = {
+        "schema": SCHEMA,
+        "score": type(dig.model).__name__,
+        "network": _part(network),
+        "process": {name: [_part(p.space), _part(p.schedule)] for name, p in dig.process.items()},
+        "coordinates": _part(dig.coordinates),
+        "descriptor": {"schema": dig.descriptor.schema},
+        "card": asdict(dig.card),
+    }
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"coordinates.{k}": v for k, v in dig.coordinates.state_dict().items()}
+    for name in ("numbers", "node", "pair", "bonds", "mobile", "pbc"):
+        tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
+    if dig.descriptor.reference is not None:
+        tensors["descriptor.reference"] = dig.descriptor.reference.positions
+    if dig.schedule is not None:
+        tensors["schedule"] = dig.schedule
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(Path(path), to_bytes(tensors, metadata={"dig": json.dumps(header)}))
+
+
+def load(path: str | Path) -> DiG:
+    """Read a checkpoint. Raises :class:`CheckpointError` if it is missing, damaged or of another schema."""
+    header, tensors = _read(Path(path))
+    if header.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has checkpoint schema {header.get('schema')}, this version reads schema {SCHEMA}: "
+            "install a dig-plugins that matches the checkpoint."
+        )
+    try:
+        return _build(header, tensors)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be rebuilt: {type(error).__name__}: {error}. The file is incomplete or was edited.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write through a temporary file beside ``path``, so that a full disk or a killed process leaves what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _part(thing) -> dict:
+    return {"type": type(thing).__name__, "config": thing.config}
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: expected a .safetensors file that DiG.save has written.")
+    try:
+        with safe_open(path, "pt") as stream:
+            header = json.loads((stream.metadata() or {}).get("dig", "null"))
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint ({error}): it is damaged or truncated, get it again.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is a safetensors file without a dig header: it was not written by DiG.save.")
+    return header, tensors
+
+
+def _named(kinds: dict, part: dict):
+    if part["type"] not in kinds:
+        raise CheckpointError(f"the checkpoint holds a {part['type']!r}, this version knows {sorted(kinds)}.")
+    return kinds[part["type"]]
+
+
+def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:
+    def of(prefix: str) -> dict:
+        return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+    process = Joint(
+        **{
+            name: Diffusion(*(_named(_BUILDERS, part)(**part["config"]) for part in parts))
+            for name, parts in header["process"].items()
+        }
+    )
+    network = _named(NETWORKS, header["network"])(**header["network"]["config"])
+    network.load_state_dict(of("network."))
+    coordinates = _named(_COORDINATES, header["coordinates"]).from_config(**header["coordinates"]["config"])
+    coordinates.load_state_dict(of("coordinates."))
+    given = of("descriptor.")
+    reference = given.pop("reference", None)
+    descriptor = Descriptor(
+        **given, reference=None if reference is None else Geometry(reference), schema=header["descriptor"]["schema"]
+    )
+    if header["score"] not in _SCORES:
+        raise CheckpointError(f"the checkpoint holds a {header['score']!r}, this version knows {sorted(_SCORES)}.")
+    model = _SCORES[header["score"]](network, process).eval().requires_grad_(False)
+    return DiG(model, coordinates, descriptor, Card(**header["card"]), tensors.get("schedule"))

@@ -1,0 +1,210 @@
+"""Independence Metropolis and multiple-try steps on weighted proposals, and a chain that mixes them with anybody's own moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..energy import Energy
+from ..errors import IncompatibleError, StateError
+from ..random import Streams
+from ..types import Geometry
+from .proposals import Proposal
+
+__all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "independence_metropolis", "isir"]
+
+_REFRESH = 2**62  # streams from here on redraw paths of current states; proposals use the indices below
+
+
+class Reason(IntEnum):
+    """Why a proposal could not be accepted; ``NONE`` is an ordinary Metropolis decision."""
+
+    NONE = 0
+    INVALID = 1  # the state has no structure
+    ENERGY = 2  # the energy failed or is infinite
+    DENSITY = 3  # log_q is not finite
+
+
+class Candidates(NamedTuple):
+    """n weighed proposals: positions (n, N, 3) Angstrom; ``u``, ``log_q`` (n,) float64; ``reason`` (n,) of :class:`Reason`."""
+
+    positions: np.ndarray
+    u: np.ndarray
+    log_q: np.ndarray
+    reason: np.ndarray
+
+    @property
+    def log_weight(self) -> np.ndarray:
+        """(n,) -u - log_q, -inf where the proposal cannot be accepted."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.reason == Reason.NONE, -self.u - self.log_q, -np.inf)
+
+
+class Records(NamedTuple):
+    """One row a proposal: ``u``, ``log_q``, ``log_alpha`` (log acceptance probability), ``accepted``, ``reason``."""
+
+    u: np.ndarray
+    log_q: np.ndarray
+    log_alpha: np.ndarray
+    accepted: np.ndarray
+    reason: np.ndarray
+
+
+def independence_metropolis(log_weight: float, candidates: Candidates, rng: np.random.Generator) -> tuple[np.ndarray, Records]:
+    """Test n proposals one after the other, starting from a state of log weight ``log_weight``.
+
+    Accepts with min(1, w'/w), w = exp(-u - log_q) (Hastings, doi:10.1093/biomet/57.1.97). Returns ``path`` (n,): which
+    candidate is current after each test, -1 the starting state; and the records.
+    """
+    proposed = candidates.log_weight
+    if math.isnan(log_weight) or log_weight == -math.inf:
+        raise StateError(f"the current state has log weight {log_weight}: its energy failed or its density is infinite.")
+    threshold = np.log1p(-rng.random(len(proposed)))
+    path, log_alpha = np.empty(len(proposed), dtype=np.int64), np.empty(len(proposed))
+    here = -1
+    for i, weight in enumerate(proposed):
+        log_alpha[i] = min(0.0, weight - log_weight)
+        if threshold[i] < log_alpha[i]:
+            here, log_weight = i, weight
+        path[i] = here
+    accepted = path == np.arange(len(path))
+    return path, Records(candidates.u, candidates.log_q, log_alpha, accepted, candidates.reason)
+
+
+def isir(log_weight: float, candidates: Candidates, rng: np.random.Generator) -> tuple[np.ndarray, Records]:
+    """One multiple-try step: the next state is one of n proposals or the current one, with probability proportional to weight.
+
+    Iterated sampling importance resampling (Andrieu et al., doi:10.3150/15-BEJ785); exact for every n. Returns as
+    :func:`independence_metropolis`, with ``path`` (1,) and ``log_alpha`` the log selection probabilities.
+    """
+    if math.isnan(log_weight) or log_weight == -math.inf:
+        raise StateError(f"the current state has log weight {log_weight}: its energy failed or its density is infinite.")
+    weights = np.append(candidates.log_weight, log_weight)
+    log_p = weights - np.logaddexp.reduce(weights)
+    chosen = int(np.searchsorted(np.cumsum(np.exp(log_p)), rng.random() * np.exp(log_p).sum(), side="right"))
+    n = len(candidates.u)
+    accepted = np.arange(n) == chosen
+    path = np.array([chosen if chosen < n else -1])
+    return path, Records(candidates.u, candidates.log_q, log_p[:n], accepted, candidates.reason)
+
+
+SCHEMES = {"metropolis": independence_metropolis, "isir": isir}
+
+
+class Pool:
+    """Proposals drawn, weighed and energy-evaluated in batches ahead of the chain.
+
+    Batch b always holds samples b * batch to (b + 1) * batch - 1 of ``seed``, so a chain that resumes at any sample sees
+    the same numbers as one that ran through.
+    """
+
+    def __init__(self, proposal: Proposal, energy: Energy, *, seed: int, batch: int = 256, start: int = 0):
+        self.proposal, self.energy, self.seed, self.batch, self.next = proposal, energy, int(seed), int(batch), int(start)
+        self._number, self._held = -1, None
+
+    def take(self, n: int) -> Candidates:
+        """The next ``n`` candidates."""
+        parts = []
+        while n > 0:
+            number, offset = divmod(self.next, self.batch)
+            if number != self._number:
+                self._held, self._number = self._fill(number), number
+            part = Candidates(*(field[offset : offset + n] for field in self._held))
+            parts.append(part)
+            self.next += len(part.u)
+            n -= len(part.u)
+        return Candidates(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+    def _fill(self, number: int) -> Candidates:
+        rng = Streams(self.seed, range(number * self.batch, (number + 1) * self.batch))
+        samples = self.proposal.draw(self.batch, rng)
+        with torch.no_grad():
+            u = reduced_energy(self.energy, samples.geometry)
+        u, log_q = u.numpy(), samples.log_q.numpy()
+        reason = np.full(self.batch, Reason.NONE, dtype=np.uint8)
+        reason[~np.isfinite(log_q)] = Reason.DENSITY
+        reason[~np.isfinite(u)] = Reason.ENERGY
+        reason[~samples.valid.numpy()] = Reason.INVALID
+        return Candidates(samples.geometry.positions.numpy(), u, log_q, reason)
+
+
+class MonteCarlo:
+    """A Markov chain on exp(-u): blocks of independent proposals, alternating with ``local`` moves of one's own.
+
+    Parameters
+    ----------
+    proposal, energy: what proposes and what is sampled; the proposal must be exact.
+    start: one structure (1, N, 3) Angstrom.
+    seed: of proposals, paths and decisions; ``batch`` proposals are prepared at a time.
+    scheme: ``"metropolis"`` or ``"isir"``.
+    local: maps (positions (N, 3) Angstrom, block number) to positions, leaving exp(-u) invariant by itself, or None.
+    """
+
+    def __init__(
+        self,
+        proposal: Proposal,
+        energy: Energy,
+        start: Geometry,
+        *,
+        seed: int,
+        batch: int = 256,
+        scheme: str = "metropolis",
+        local: Callable[[np.ndarray, int], np.ndarray] | None = None,
+    ):
+        if not getattr(proposal, "exact", False):
+            raise IncompatibleError("this proposal's density is approximate: a chain with it would be biased. Use a path or map proposal.")
+        if scheme not in SCHEMES:
+            raise IncompatibleError(f"scheme must be one of {sorted(SCHEMES)}, got {scheme!r}.")
+        self.proposal, self.energy, self.seed, self.scheme, self.local = proposal, energy, int(seed), scheme, local
+        self.pool = Pool(proposal, energy, seed=seed, batch=batch)
+        self.positions = np.array(start.positions.double().reshape(-1, 3))
+        self.blocks = 0
+
+    def block(self, n: int) -> tuple[np.ndarray, Records]:
+        """A local move, a fresh path for the current state, then ``n`` proposals. Returns (visited (M, N, 3), records).
+
+        M is n for Metropolis (the state after every test, repeats included) and 1 for multiple-try.
+        """
+        if self.local is not None:
+            self.positions = self.local(self.positions, self.blocks)
+        log_weight = self.log_weight(self.positions)
+        candidates = self.pool.take(n)
+        path, records = SCHEMES[self.scheme](log_weight, candidates, Streams.chain(self.seed, self.blocks))
+        # Proposals come centred; the chain keeps the centroid that the current state had.
+        shifted = candidates.positions + self.positions.mean(axis=0)
+        visited = np.where((path >= 0)[:, None, None], shifted[path], self.positions)
+        self.positions = visited[-1].copy()
+        self.blocks += 1
+        return visited, records
+
+    def log_weight(self, positions: np.ndarray) -> float:
+        """-u - log_q of one structure (N, 3) over a fresh path."""
+        if not np.isfinite(positions).all():
+            raise StateError("the current positions are not finite: the simulation has blown up. Minimise, or shorten the time step.")
+        geometry = Geometry(torch.as_tensor(positions, dtype=torch.float64)[None])
+        with torch.no_grad():
+            u = reduced_energy(self.energy, geometry)
+            log_q = self.proposal.log_q(geometry, Streams(self.seed, [_REFRESH + self.blocks]))
+        return float(-u - log_q)
+
+    def state_dict(self) -> dict:
+        """Everything a later process needs to go on with the same numbers."""
+        return {"positions": self.positions.copy(), "blocks": self.blocks, "next": self.pool.next, "seed": self.seed}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from :meth:`state_dict`; the seed must be the one the chain was made with."""
+        if int(state["seed"]) != self.seed:
+            raise IncompatibleError(f"this chain was made with seed {self.seed}, the saved one with {int(state['seed'])}: use that seed.")
+        self.positions, self.blocks, self.pool.next = np.array(state["positions"]), int(state["blocks"]), int(state["next"])
+
+
+def reduced_energy(energy: Energy, geometry: Geometry) -> Tensor:
+    """(B,) float64 energies, NaN turned to +inf: a failed energy is never a low one."""
+    u = energy(geometry).double()
+    return torch.where(torch.isnan(u), torch.full_like(u, math.inf), u)

@@ -1,0 +1,129 @@
+"""Equilibrium samples with their exact weights: draw, average, save."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm as mm
+from openmm import app, unit
+from tqdm.auto import tqdm
+
+from dig_core.checkpoint import write_atomically
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError
+from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance, normalised_weights
+from dig_core.montecarlo.chain import Pool
+from dig_core.random import fresh_seed
+
+from .. import models
+from .convert import check_supported, check_topology
+from .energy import OpenMMEnergy
+from .systems import model_system
+
+__all__ = ["Ensemble", "sample"]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """``positions`` (F, N, 3) nm; ``log_weights`` (F,) = -E/kT - log q, never clipped; ``energies`` (F,) reduced; ``seed``.
+
+    Averages with :attr:`weights` are those of exp(-E/kT) whatever the model's quality; ``effective_sample_size`` says how
+    many independent equilibrium samples they are worth.
+    """
+
+    topology: app.Topology
+    positions: np.ndarray
+    log_weights: np.ndarray
+    energies: np.ndarray
+    seed: int
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(F,) normalised to one."""
+        return normalised_weights(self.log_weights)
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Raw Kish size, in samples."""
+        return effective_sample_size(self.log_weights) * len(self.log_weights)
+
+    @property
+    def acceptance(self) -> float:
+        """What a Metropolis chain on these proposals would accept."""
+        return metropolis_acceptance(self.log_weights)
+
+    def average(self, observable: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Equilibrium average of ``observable(positions)`` (F, ...)."""
+        return np.tensordot(self.weights, observable(self.positions), axes=1)
+
+    def resample(self, n: int | None = None) -> np.ndarray:
+        """(n, N, 3) nm structures of equal weight, drawn systematically; n is the effective size if not given."""
+        n = max(1, int(self.effective_sample_size)) if n is None else int(n)
+        edges = (np.arange(n) + np.random.default_rng(self.seed).random()) / n
+        return self.positions[np.searchsorted(np.cumsum(self.weights), edges).clip(max=len(self.positions) - 1)]
+
+    def save(self, path: str | Path) -> None:
+        """``.xtc`` (with a .pdb topology and a .npz of weights beside it), ``.pdb`` (resampled models), or ``.npz`` alone."""
+        path = Path(path)
+        if path.suffix not in (".xtc", ".pdb", ".npz"):
+            raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
+        if path.suffix == ".pdb":
+            _write_pdb(path, self.topology, self.resample())
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, log_weights=self.log_weights, energies=self.energies, positions=self.positions.astype(np.float32), seed=self.seed)
+        write_atomically(path.with_suffix(".npz"), buffer.getvalue())
+        if path.suffix == ".xtc":
+            _write_pdb(path.with_suffix(".pdb"), self.topology, self.positions[:1])
+            path.unlink(missing_ok=True)
+            trajectory = app.XTCFile(str(path), self.topology, 1.0 * unit.femtosecond, interval=1)
+            for frame in self.positions:
+                trajectory.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+
+
+def sample(
+    model: str | DiG,
+    n: int,
+    *,
+    simulation: app.Simulation | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    batch: int = 256,
+    progress: bool | None = None,
+) -> Ensemble:
+    """``n`` independent structures with their exact weights.
+
+    ``model``: a shipped name (its system comes with it) or a DiG together with the ``simulation`` of its molecule.
+    """
+    dig = models.load(model) if isinstance(model, str) else model
+    if simulation is not None:
+        topology, system = simulation.topology, simulation.system
+    elif isinstance(model, str) and model in models.index():
+        topology, system, *_ = model_system(model)
+    else:
+        raise IncompatibleError("pass simulation=: only shipped models know their System.")
+    if n < 1:
+        raise IncompatibleError(f"expected to draw at least 1 sample, got n = {n}.")
+    check_topology(dig.descriptor, topology)
+    check_supported(system, topology)
+    if dig.card.temperature is None:
+        raise IncompatibleError(f"the model {dig.card.name!r} has no temperature in its card: its weights are undefined.")
+    seed = fresh_seed() if seed is None else int(seed)
+    pool = Pool(dig.proposal(steps=steps), OpenMMEnergy(system, dig.card.temperature), seed=seed, batch=batch)
+    bar = tqdm(range(0, n, batch), desc="samples", disable=None if progress is None else not progress)
+    parts = [pool.take(min(batch, n - low)) for low in bar]
+    log_weights, u, positions = (np.concatenate([getattr(p, f) for p in parts]) for f in ("log_weight", "u", "positions"))
+    return Ensemble(topology, positions / 10, log_weights, u, seed)
+
+
+def _write_pdb(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
+    text = io.StringIO()
+    app.PDBFile.writeHeader(topology, text)
+    for number, frame in enumerate(frames, start=1):
+        app.PDBFile.writeModel(topology, frame * 10, text, modelIndex=number if len(frames) > 1 else None, keepIds=True)
+    app.PDBFile.writeFooter(topology, text)
+    write_atomically(path, text.getvalue().encode())
