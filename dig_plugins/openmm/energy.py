@@ -1,0 +1,250 @@
+"""Reduced energies and gradients from OpenMM Contexts: every force OpenMM has, differentiable once."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import openmm
+import torch
+from openmm import unit
+from torch import Tensor
+
+from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.types import Geometry
+
+from .convert import NM_PER_ANGSTROM, check_supported, helix, kelvin, reduced_unit, to_nanometers
+
+__all__ = ["OpenMMEnergy"]
+
+# Accelerators compute in float32 unless told otherwise; energies go into Monte Carlo weights.
+_ACCELERATORS = {"CUDA": {"Precision": "mixed"}, "HIP": {"Precision": "mixed"}, "OpenCL": {"Precision": "mixed"}}
+_TIMED_EVALUATIONS, _TIMED_SECONDS = 20, 1.0
+
+
+class OpenMMEnergy:
+    """u = E / kT of an OpenMM System, one Context, one conformation after another.
+
+    Calling it with a Geometry (N atoms, Angstrom) gives u (B,) float64 on the device of the positions, differentiable
+    once; :class:`~dig_plugins.openmm.potential.TorchPotential` is differentiable twice. A conformation that OpenMM
+    cannot evaluate (an exception, NaN or infinite energy, forces or positions) has u = +inf and zero gradient. The
+    System is copied; pickles hold its XML, and the Context is rebuilt where it is first needed. Not to be shared by
+    threads.
+
+    Parameters
+    ----------
+    system: free of what :func:`~dig_plugins.openmm.convert.check_supported` refuses (constraints, periodic boxes, ...).
+    temperature: K or a Quantity.
+    platform: a platform's name, or ``"auto"``: the fastest of those present on this machine, timed on this System.
+        Platforms agree to about 1e-3 kJ/mol; name one ("Reference" is float64) where runs must agree to the last bit.
+    threads: of the CPU platform; None lets ``"auto"`` choose, and otherwise is OpenMM's default.
+
+    Attributes
+    ----------
+    n_evaluations, n_failures: conformations evaluated so far, and those among them with u = +inf.
+    last_error: what OpenMM last said to a conformation it refused, or None.
+
+    Raises
+    ------
+    UnsupportedError: what ``check_supported`` refuses. IncompatibleError: an unknown platform, no valid temperature.
+    """
+
+    def __init__(self, system: openmm.System, temperature, *, platform: str = "auto", threads: int | None = None):
+        check_supported(system)
+        self._xml = openmm.XmlSerializer.serialize(system)
+        self.n_atoms = system.getNumParticles()
+        self.temperature = kelvin(temperature)
+        self.n_evaluations = self.n_failures = 0
+        self.last_error: str | None = None
+        self._parameters: dict[str, float] = {}
+        self._context: openmm.Context | None = None
+        if platform == "auto":
+            self._platform, self._properties = self._fastest(threads)
+        else:
+            self._platform = platform
+            per_platform = _ACCELERATORS if threads is None else {**_ACCELERATORS, "CPU": {"Threads": str(threads)}}
+            self._properties = per_platform.get(platform, {})
+        if self._context is None:
+            self._context = self._build(self._platform, self._properties)
+
+    @classmethod
+    def from_simulation(cls, simulation: openmm.app.Simulation, temperature=None, **options) -> OpenMMEnergy:
+        """The energy a Simulation samples, with its Context's parameters.
+
+        ``temperature`` is the integrator's if None; ``options`` as in the constructor. Raises IncompatibleError if none
+        is given and the integrator has none.
+        """
+        if temperature is None:
+            if not hasattr(simulation.integrator, "getTemperature"):
+                raise IncompatibleError(
+                    f"expected an integrator with a temperature, got {type(simulation.integrator).__name__}. "
+                    "Pass temperature=."
+                )
+            temperature = simulation.integrator.getTemperature()
+        energy = cls(simulation.system, temperature, **options)
+        energy._parameters = dict(simulation.context.getParameters())
+        energy._context = None
+        return energy
+
+    @property
+    def platform_name(self) -> str:
+        """Name of the platform in use."""
+        return self._platform
+
+    def __call__(self, geometry: Geometry) -> Tensor:
+        """u (B,) float64 of (B, N, 3) Angstrom. IncompatibleError if N is not the System's, or if there is a cell."""
+        positions = geometry.positions
+        if positions.requires_grad and torch.is_grad_enabled():
+            self._check(geometry)
+            return _Evaluate.apply(positions, self)
+        energies, _ = self._evaluate(geometry, gradient=False)
+        return torch.from_numpy(energies).to(positions.device)
+
+    def energy_and_gradient(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """u (B,) float64 and du/dx (B, N, 3) float64, 1/Angstrom, without autograd. Raises as a call does."""
+        energies, gradients = self._evaluate(geometry, gradient=True)
+        device = geometry.positions.device
+        return torch.from_numpy(energies).to(device), torch.from_numpy(gradients).to(device)
+
+    def _evaluate(self, geometry: Geometry, *, gradient: bool) -> tuple[np.ndarray, np.ndarray]:
+        """u (B,) and du/dx (B, N, 3) 1/Angstrom; the second is zero throughout unless ``gradient``."""
+        self._check(geometry)
+        positions = to_nanometers(geometry)
+        usable = np.isfinite(positions).all(axis=(1, 2))
+        positions[~usable] = 0.0
+        # Platforms with float32 positions lose all precision far from the origin, and silently.
+        positions -= positions.mean(axis=1, keepdims=True)
+        energies = np.full(len(positions), np.inf)
+        forces = np.zeros_like(positions)
+        context = self._ready()
+        for i in np.flatnonzero(usable):
+            try:
+                context.setPositions(positions[i])
+                state = context.getState(energy=True, forces=gradient)
+            except openmm.OpenMMException as error:
+                self.last_error = str(error)
+                continue
+            energies[i] = state.getPotentialEnergy()._value
+            if gradient:
+                _read_forces(state, forces[i])
+        failed = ~(np.isfinite(energies) & np.isfinite(forces).all(axis=(1, 2)))
+        energies[failed], forces[failed] = np.inf, 0.0
+        self.n_evaluations += len(energies)
+        self.n_failures += int(failed.sum())
+        kt = reduced_unit(self.temperature)
+        return energies / kt, forces * (-NM_PER_ANGSTROM / kt)
+
+    def _check(self, geometry: Geometry) -> None:
+        shape = tuple(geometry.positions.shape)
+        if len(shape) != 3 or shape[1:] != (self.n_atoms, 3):
+            raise IncompatibleError(f"expected positions (B, {self.n_atoms}, 3) for this System, got {shape}.")
+        if geometry.cell is not None:
+            raise IncompatibleError("expected a free molecule, got a geometry with a cell. Pass Geometry(positions).")
+
+    def _ready(self) -> openmm.Context:
+        if self._context is None:
+            self._context = self._build(self._platform, self._properties)
+        return self._context
+
+    def _build(self, platform: str, properties: dict[str, str]) -> openmm.Context:
+        present = _platforms()
+        if platform not in present:
+            raise IncompatibleError(f"expected a platform among {sorted(present)} or 'auto', got {platform!r}.")
+        system = openmm.XmlSerializer.deserialize(self._xml)
+        integrator = openmm.VerletIntegrator(1.0 * unit.femtosecond)
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
+        for name, value in self._parameters.items():
+            context.setParameter(name, value)
+        return context
+
+    def _fastest(self, threads: int | None) -> tuple[str, dict[str, str]]:
+        """Time every candidate, keep the fastest one's Context."""
+        best = np.inf
+        chosen = ("Reference", {})
+        for platform, properties in self._candidates(threads):
+            try:
+                context = self._build(platform, properties)
+                seconds = _seconds(context, self.n_atoms)
+            except openmm.OpenMMException:
+                # A platform may be installed without its device, or not know one of the forces.
+                continue
+            if seconds < best:
+                best, chosen, self._context = seconds, (platform, properties), context
+        return chosen
+
+    def _candidates(self, threads: int | None) -> list[tuple[str, dict[str, str]]]:
+        if threads is not None:
+            counts = [{"Threads": str(threads)}]
+        else:
+            # Hand-offs between threads cost more than they save on small molecules.
+            counts = [{"Threads": "1"}] + ([{}] if self.n_atoms > 100 else [])
+        candidates = [("Reference", {}), *(("CPU", properties) for properties in counts), *_ACCELERATORS.items()]
+        present = _platforms()
+        return [(name, properties) for name, properties in candidates if name in present]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_context": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+class _Evaluate(torch.autograd.Function):
+    """Positions (B, N, 3) Angstrom -> u (B,), with OpenMM's forces as the derivative."""
+
+    @staticmethod
+    def forward(ctx, positions: Tensor, energy: OpenMMEnergy) -> Tensor:
+        u, gradient = energy.energy_and_gradient(Geometry(positions))
+        ctx.save_for_backward(positions, gradient.to(positions.dtype), u.isfinite())
+        return u
+
+    @staticmethod
+    def backward(ctx, grad_u: Tensor) -> tuple[Tensor, None]:
+        positions, gradient, ok = ctx.saved_tensors
+        # Whatever a loss makes of u = +inf, a failed conformation has no gradient.
+        scale = torch.where(ok, grad_u, 0.0).to(gradient.dtype)
+        return _NoFurther.apply(positions, scale[:, None, None] * gradient), None
+
+
+class _NoFurther(torch.autograd.Function):
+    """The gradient as it is; differentiating it raises.
+
+    torch's ``once_differentiable`` would take it for a constant where the incoming gradient is one, and a loss on forces
+    would silently lose its derivative.
+    """
+
+    @staticmethod
+    def forward(ctx, positions: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, _):
+        raise UnsupportedError(
+            "OpenMMEnergy is differentiable only once: OpenMM has no second derivatives. Use TorchPotential.from_system."
+        )
+
+
+def _read_forces(state: openmm.State, out: np.ndarray) -> None:
+    # State.getForces(asNumpy=True) looks attributes up and builds units: longer than a small molecule's forces take.
+    if hasattr(state, "_getVectorAsNumpy"):
+        state._getVectorAsNumpy(openmm.State.Forces, out)
+    else:
+        out[:] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+
+
+def _platforms() -> set[str]:
+    return {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+
+
+def _seconds(context: openmm.Context, n_atoms: int) -> float:
+    """Seconds an evaluation takes: the least of a few, since other work on the machine only ever adds."""
+    positions = helix(n_atoms)  # the time does not depend on the conformation
+    best, started = np.inf, time.perf_counter()
+    for _ in range(_TIMED_EVALUATIONS):
+        begin = time.perf_counter()
+        context.setPositions(positions)
+        context.getState(energy=True, forces=True).getForces(asNumpy=True)
+        best = min(best, time.perf_counter() - begin)
+        if begin - started > _TIMED_SECONDS:
+            break
+    return best
