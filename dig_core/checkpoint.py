@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from .coordinates import Cartesian, Internal
 from .diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
 from .dig import Card, DiG
 from .errors import CheckpointError
+from .files import write_atomically
 from .nn import NETWORKS
 from .score import EnergyScore, NoiseScore
 from .system.descriptor import Descriptor
 from .types import Geometry
 
-__all__ = ["SCHEMA", "load", "save", "write_atomically"]
+__all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
 _BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric)}
@@ -63,20 +63,7 @@ def load(path: str | Path) -> DiG:
     try:
         return _build(header, tensors)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be rebuilt: {type(error).__name__}: {error}. The file is incomplete or was edited.") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file beside ``path``, so that a full disk or a killed process leaves what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be rebuilt: {type(error).__name__}: {error}. It is incomplete or was edited.") from error
 
 
 def _part(thing) -> dict:

@@ -1,1 +1,6 @@
+"""The network: the Graphormer encoder and the heads that read it."""
 
+from .graphormer import Graphormer
+from .heads import CoordinateHead, VectorHead
+
+__all__ = ["CoordinateHead", "Graphormer", "VectorHead"]

@@ -17,7 +17,7 @@ __all__ = ["CategoryEmbedding", "TimeEmbedding", "seeded"]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Initial weights from ``seed`` alone: inside, the CPU generator that torch layers draw from is seeded; outside, it is as it was."""
+    """Initial weights from ``seed`` alone: torch layers draw from the CPU generator, which is seeded inside and restored after."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -30,8 +30,10 @@ class TimeEmbedding(nn.Module):
     ----------
     width: features out.
     frequencies: how many; they run from 1/4 to ``fastest`` cycles per unit of time.
-    fastest: cycles per unit of time. Kept low because the score's time derivative is learned too (eq. 4 of the article).
+    fastest: cycles per unit of time; low, because the score's time derivative is learned too (article, eq. 4).
     """
+
+    omega: Tensor
 
     def __init__(self, width: int, frequencies: int = 16, fastest: float = 32.0) -> None:
         super().__init__()
@@ -57,12 +59,15 @@ class CategoryEmbedding(nn.Module):
     std: spread of the initial vectors.
     """
 
+    sizes: Tensor
+    offsets: Tensor
+
     def __init__(self, sizes: Sequence[int], width: int, std: float = 1.0) -> None:
         super().__init__()
-        sizes = torch.tensor(list(sizes))
-        self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.table = nn.Parameter(std * torch.randn(int(sizes.sum()), width))
+        counts = torch.tensor(list(sizes))
+        self.register_buffer("sizes", counts, persistent=False)
+        self.register_buffer("offsets", counts.cumsum(0) - counts, persistent=False)
+        self.table = nn.Parameter(std * torch.randn(int(counts.sum()), width))
 
     def forward(self, codes: Tensor) -> Tensor:
         """``codes`` (..., columns) long -> (..., width).
@@ -72,8 +77,12 @@ class CategoryEmbedding(nn.Module):
         IncompatibleError: another number of columns, or a category that the table lacks.
         """
         if codes.shape[-1] != len(self.sizes):
-            raise IncompatibleError(f"expected {len(self.sizes)} categorical columns, got {codes.shape[-1]}: build the model for this schema.")
+            raise IncompatibleError(
+                f"expected {len(self.sizes)} columns of categories, got {codes.shape[-1]}: build the model for this schema."
+            )
         if bool(((codes < 0) | (codes >= self.sizes)).any()):
             highest = codes.reshape(-1, codes.shape[-1]).amax(0).tolist()
-            raise IncompatibleError(f"expected categories from 0 to below {self.sizes.tolist()}, got up to {highest}: build the model with more.")
+            raise IncompatibleError(
+                f"expected categories from 0 to below {self.sizes.tolist()}, got up to {highest}: build the model with more."
+            )
         return F.embedding(codes + self.offsets, self.table).sum(-2)

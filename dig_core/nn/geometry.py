@@ -10,28 +10,32 @@ from torch import Tensor, nn
 __all__ = ["PairList", "RadialBasis", "centre", "distances", "pair_list", "pair_types", "unit_vectors"]
 
 SOFTENING = 1e-8
-"""Angstrom^2 added to squared distances: invisible in float32 beyond 0.3 Angstrom, and all derivatives exist at zero."""
+"""Angstrom^2 added to squared distances: lost in rounding beyond 0.3 Angstrom, and all derivatives exist at zero."""
+
+
+FARTHEST = 50.0
+"""Largest exponent of a Gaussian: exp(-50) is nothing, and subnormal numbers make exp and what follows 10 times slower."""
 
 
 class PairList(NamedTuple):
     """Unordered pairs i <= j of N atoms, P = N(N+1)/2: distances are symmetric, so half of the N x N table is enough.
 
-    ``first``, ``second`` (P,) atom indices; ``index`` (N*N,) the pair that holds (i, j), to expand a list to a table.
+    ``first``, ``second`` (P,) atom indices; ``table`` (N*N,) the pair that holds (i, j), to expand a list to a table.
     """
 
     first: Tensor
     second: Tensor
-    index: Tensor
+    table: Tensor
 
 
 def pair_list(n: int, device: torch.device) -> PairList:
     """All unordered pairs of ``n`` atoms, an atom with itself included."""
     first, second = torch.triu_indices(n, n, device=device)
-    index = torch.empty(n, n, dtype=torch.long, device=device)
+    table = torch.empty(n, n, dtype=torch.long, device=device)
     order = torch.arange(len(first), device=device)
-    index[first, second] = order
-    index[second, first] = order
-    return PairList(first, second, index.flatten())
+    table[first, second] = order
+    table[second, first] = order
+    return PairList(first, second, table.flatten())
 
 
 def pair_types(numbers: Tensor, pairs: PairList) -> Tensor:
@@ -41,7 +45,7 @@ def pair_types(numbers: Tensor, pairs: PairList) -> Tensor:
 
 
 def centre(positions: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Positions about the mean of the real atoms, zero for padding whatever it held; cast after, so that far origins cost no digits.
+    """Positions about the mean of the real atoms, zero for padding whatever it held. Cast last: far origins cost no digits.
 
     ``positions`` (B, N, 3) Angstrom, ``mask`` (R, N) bool with R = 1 or B -> (B, N, 3) Angstrom.
     """
@@ -84,4 +88,4 @@ class RadialBasis(nn.Module):
         stretch, shift = self.affine[types].unbind(-1)
         mapped = torch.addcmul(shift, distance, 1 + stretch)[..., None]
         scaled = torch.addcmul(-self.centres * self.sharpness, mapped, self.sharpness)
-        return (-scaled.square()).exp()
+        return scaled.square().neg().clamp(min=-FARTHEST).exp()

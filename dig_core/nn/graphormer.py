@@ -21,8 +21,8 @@ MASKED = -1e9
 
 
 class Encoded(NamedTuple):
-    """What the encoder knows. ``node`` (B, N, width), zero for padding; ``pair`` (B, heads, N, N) attention bias, entry (i, j)
-    is query i and key j, ``MASKED`` where j is padding; ``mask`` (N,) or (B, N) bool, True for real atoms."""
+    """What the encoder knows: ``node`` (B, N, width), zero for padding; ``pair`` (B, heads, N, N), the attention bias of
+    query i and key j, ``MASKED`` where j is padding; ``mask`` (N,) or (B, N) bool, True for real atoms."""
 
     node: Tensor
     pair: Tensor
@@ -53,8 +53,8 @@ def split_heads(x: Tensor, parts: int, heads: int, dtype: torch.dtype) -> Tensor
 def attention(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Attention weights (B * heads, N, N), rows sum to one; ``query``, ``key`` (B * heads, N, d), ``bias`` (B, heads, N, N).
 
-    Two plain products and a softmax: at 22 atoms on a CPU they take less time than torch's fused kernel (7-9 against 10-16
-    ms per 256 samples when written), and forward-mode and double-backward derivatives exist.
+    Plain products and a softmax: for tens of atoms on a CPU faster than torch's fused kernel with a bias, and every
+    derivative exists, forward-mode and double-backward too.
     """
     logits = torch.baddbmm(bias.flatten(0, 1), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
     return logits.softmax(-1)
@@ -68,16 +68,19 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-LN attention and feed-forward; norms and residuals are scaled by the time (adaLN, arXiv:2212.09748), plainly at first."""
+    """Pre-LN attention and feed-forward; the time scales norms and residuals (adaLN, arXiv:2212.09748), not at all at first.
+
+    The layers have no biases of their own: the norms' time-dependent shifts do that work, and a bias costs a copy.
+    """
 
     def __init__(self, width: int, heads: int, ffn: int, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.heads, self.dtype = heads, dtype
         self.modulation = nn.Linear(width, 6 * width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.mix = nn.Linear(width, width)
-        self.widen = nn.Linear(width, ffn * width)
-        self.narrow = nn.Linear(ffn * width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mix = nn.Linear(width, width, bias=False)
+        self.widen = nn.Linear(width, ffn * width, bias=False)
+        self.narrow = nn.Linear(ffn * width, width, bias=False)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
@@ -85,8 +88,10 @@ class Block(nn.Module):
         """``x`` (B, N, W), ``bias`` (B, heads, N, N), ``time`` (T, W) with T = 1 or B -> (B, N, W)."""
         b, n, w = x.shape
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
-        query, key, value = split_heads(linear(self.qkv, modulated_norm(x, scale1, shift1), self.dtype), 3, self.heads, x.dtype)
-        heard = torch.bmm(attention(query, key, bias), value).view(b, self.heads, n, -1).transpose(1, 2).reshape(b, n, w)
+        qkv = linear(self.qkv, modulated_norm(x, scale1, shift1), self.dtype)
+        query, key, value = split_heads(qkv, 3, self.heads, x.dtype)
+        heard = torch.bmm(attention(query, key, bias), value)
+        heard = heard.view(b, self.heads, n, -1).transpose(1, 2).reshape(b, n, w)
         x = torch.addcmul(x, linear(self.mix, heard, self.dtype).to(x.dtype), 1 + gate1)
         hidden = F.silu(linear(self.widen, modulated_norm(x, scale2, shift2), self.dtype))
         return torch.addcmul(x, linear(self.narrow, hidden, self.dtype).to(x.dtype), 1 + gate2)
@@ -98,32 +103,33 @@ class DistanceBias(nn.Module):
     def __init__(self, width: int, heads: int, basis: int, reach: float, elements: int) -> None:
         super().__init__()
         self.radial = RadialBasis(basis, reach, elements)
-        self.hidden = nn.Linear(basis, basis)
+        self.hidden = nn.Linear(basis, basis, bias=False)
         self.out = nn.Linear(basis, heads, bias=False)
         self.near = nn.Linear(basis, width, bias=False)
 
     def forward(self, positions: Tensor, types: Tensor, pairs: PairList, incidence: Tensor) -> tuple[Tensor, Tensor]:
-        """``positions`` (B, N, 3) Angstrom, ``types`` (R, P), ``incidence`` (R, N, P) -> bias (B, heads, P), node (B, N, width)."""
+        """``positions`` (B, N, 3) Angstrom, ``types`` (R, P), ``incidence`` (R, N, P) -> (B, P, heads), (B, N, width)."""
         radial = self.radial(distances(positions, pairs), types)
-        bias = torch.matmul(self.out.weight, F.silu(self.hidden(radial)).transpose(1, 2))
+        bias = self.out(F.silu(self.hidden(radial)))
         return bias, self.near(torch.bmm(incidence.expand(len(radial), -1, -1), radial))
 
 
 class Graphormer(nn.Module):
-    """Atoms, bonds, positions and time -> features per atom and per pair, invariant to rotation, translation and reflection.
+    """Atoms, bonds, positions and time -> features per atom and per pair, blind to rotation, translation and reflection.
 
-    The encoder of the article (arXiv:2306.05445, A.1; Graphormer arXiv:2106.05234 and 2203.04810) with pre-LN blocks, a float
-    time, and biases that are shared by all layers: node input is atom + time + sum over j of projected radial basis; the bias
-    is graph (2-D) + distances (3-D, scaled by the time) + distances of the reference structure if ``reference``.
+    The encoder of the article (arXiv:2306.05445, A.1; Graphormer arXiv:2106.05234 and 2203.04810) with pre-LN blocks and
+    a float time. Node input: atom + time + sum over other atoms of the projected radial basis. Attention bias, shared by
+    all layers: graph (2-D) + distances (3-D, scaled by the time) + distances of the reference structure if ``reference``.
 
     Parameters
     ----------
     width, layers, heads: of the transformer; ``heads`` divides ``width``.
-    basis: Gaussians of the radial basis. ffn: width of the feed-forward layer over ``width``.
+    basis: Gaussians of the radial basis.
+    ffn: width of the feed-forward layer over ``width``.
     reach: Angstrom, the farthest centre of the radial basis.
     reference: whether the descriptor's reference structure is read.
-    precision: "float32", or "bfloat16" for the large matrix products inside blocks; inputs and outputs keep the weights' type.
-    node_sizes, pair_sizes: categories of each column of ``descriptor.node`` and ``descriptor.pair``; the first is the element.
+    precision: "float32", or "bfloat16" for the large products inside blocks; inputs and outputs keep the weights' type.
+    node_sizes, pair_sizes: categories of each column of ``descriptor.node`` (the element first) and ``descriptor.pair``.
     seed: of the initial weights.
 
     ``config`` holds all of these as JSON values; ``Graphormer(**config)`` is the same network, untrained.
@@ -141,10 +147,11 @@ class Graphormer(nn.Module):
         super().__init__()
         if width % heads:
             raise IncompatibleError(f"width must be a multiple of heads, got width {width} and heads {heads}.")
-        self.config = dict(
-            width=width, layers=layers, heads=heads, basis=basis, ffn=ffn, reach=reach, reference=reference,
-            precision=precision, node_sizes=list(node_sizes), pair_sizes=list(pair_sizes), seed=seed,
-        )  # fmt: skip
+        self.config = {
+            "width": width, "layers": layers, "heads": heads, "basis": basis, "ffn": ffn, "reach": reach,
+            "reference": reference, "precision": precision, "node_sizes": list(node_sizes),
+            "pair_sizes": list(pair_sizes), "seed": seed,
+        }  # fmt: skip
         dtype = low_precision(precision)
         with seeded(seed):
             self.atom = CategoryEmbedding(node_sizes, width)
@@ -165,7 +172,8 @@ class Graphormer(nn.Module):
         ----------
         positions: (B, N, 3) Angstrom; padded atoms may hold anything.
         t: (B,), (1,) or a scalar tensor, time in [0, 1]; one value for all is the cheaper case.
-        descriptor: of one molecule (numbers (N,), ...) or of one molecule per sample (numbers (B, N), node (B, N, Fv), pair (B, N, N, Fp)).
+        descriptor: of one molecule, numbers (N,), node (N, Fv), pair (N, N, Fp); or the same with B before each, one
+            molecule per sample. Atoms of number 0 are padding.
 
         Raises
         ------
@@ -183,13 +191,13 @@ class Graphormer(nn.Module):
         active = F.silu(embedded)
 
         bias, near = self.distance(centre(positions, mask, dtype), types, pairs, incidence)
-        bias = bias * (1 + self.time_bias(active))[:, :, None]
+        bias = bias * (1 + self.time_bias(active))[:, None]
         x = self.atom(node) + embedded[:, None] + near
         if self.reference is not None:
             fixed, near = self.reference(centre(_reference(descriptor, n), mask, dtype), types, pairs, incidence)
             bias, x = bias + fixed, x + near
-        graph = self.graph(pair).permute(0, 3, 1, 2).masked_fill(~mask[:, None, None], MASKED)
-        bias = bias.index_select(2, pairs.index).view(b, -1, n, n) + graph
+        graph = self.graph(pair).permute(0, 3, 1, 2).masked_fill(~mask[:, None, None], MASKED).contiguous()
+        bias = (graph + bias.index_select(1, pairs.table).view(b, n, n, -1).permute(0, 3, 1, 2)).contiguous()
         for block in self.blocks:
             x = block(x, bias, active)
         return Encoded(self.norm(x) * mask[..., None], bias, descriptor.numbers > 0)
@@ -203,16 +211,18 @@ def _batched(descriptor: Descriptor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check(positions: Tensor, t: Tensor, numbers: Tensor) -> None:
-    """Raise IncompatibleError unless positions are (B, N, 3), times (1,) or (B,), and the descriptor has N atoms and 1 or B rows."""
+    """Raise IncompatibleError unless positions are (B, N, 3), times (1,) or (B,), and numbers (1, N) or (B, N)."""
     rows, n = numbers.shape
     if positions.dim() != 3 or positions.shape[1:] != (n, 3) or rows not in (1, len(positions)):
-        raise IncompatibleError(f"expected positions (B, {n}, 3) for this descriptor of {rows} row(s), got {tuple(positions.shape)}.")
+        raise IncompatibleError(
+            f"expected positions ({'B' if rows == 1 else rows}, {n}, 3) for this descriptor, got {tuple(positions.shape)}."
+        )
     if len(t) not in (1, len(positions)):
         raise IncompatibleError(f"expected one time or {len(positions)}, got {len(t)}.")
 
 
 def _incidence(mask: Tensor, pairs: PairList, dtype: torch.dtype) -> Tensor:
-    """(R, N, P): 1 where a pair of two different real atoms holds the atom, so that a product sums over each atom's neighbours."""
+    """(R, N, P): 1 where a pair of two different real atoms holds the atom: a product with it sums over the others."""
     atoms = torch.arange(mask.shape[1], device=mask.device)[:, None]
     holds = (atoms == pairs.first) ^ (atoms == pairs.second)
     return (holds & (mask[:, pairs.first] & mask[:, pairs.second])[:, None]).to(dtype)
@@ -221,5 +231,5 @@ def _incidence(mask: Tensor, pairs: PairList, dtype: torch.dtype) -> Tensor:
 def _reference(descriptor: Descriptor, n: int) -> Tensor:
     """(R, N, 3) Angstrom; raises IncompatibleError if there is none of ``n`` atoms."""
     if descriptor.reference is None or descriptor.reference.positions.shape[1] != n:
-        raise IncompatibleError(f"this model reads a reference structure of {n} atoms: give `positions` when building the descriptor.")
+        raise IncompatibleError(f"this model reads a reference structure of {n} atoms: give the descriptor one.")
     return descriptor.reference.positions

@@ -21,15 +21,18 @@ KINDS = 3
 class VectorHead(nn.Module):
     """One vector per atom: rotates with the structure, blind to translation; changed by reflection if ``chiral``.
 
-    One more attention block (article, SI Alg. 10: weights times a scalar of the sender times unit vectors) plus a radial
-    term from the pair bias gives ``channels`` vectors per atom. Their dot products, with the atom's features, gate their
-    sum. If ``chiral``, cross products of channels (axial: reflection flips their sign relative to the vectors') are
-    summed too, and triple products are among the gates' inputs: without them mirror images get mirrored answers,
-    which is wrong where one hand only exists. The output is zero before training, and on padded and frozen atoms.
+    One more attention block (article, SI Alg. 10: weights times a scalar of the sender times unit vectors) and a radial
+    term from the pair bias give ``channels`` vectors per atom; the atom's features and their dot products gate their sum.
+    If ``chiral``, cross products of channels (axial: a point reflection keeps them and flips the others) are summed
+    too, and triple products are among the gates' inputs. Without them mirror images get mirrored answers, which is wrong
+    where only one hand exists. The output is zero before training, and on padded and frozen atoms.
 
     Parameters
     ----------
-    width, heads: of the encoder. channels: vectors per atom, at least 3 if ``chiral``. seed: of the initial weights.
+    width, heads: of the encoder.
+    channels: vectors per atom, at least 3 if ``chiral``.
+    chiral: whether the head can tell mirror images apart.
+    seed: of the initial weights.
 
     Raises
     ------
@@ -39,8 +42,10 @@ class VectorHead(nn.Module):
     def __init__(self, width: int = 128, heads: int = 8, channels: int = 4, chiral: bool = True, seed: int = 0) -> None:
         super().__init__()
         if width % heads or channels < (3 if chiral else 1):
-            raise IncompatibleError(f"expected heads dividing width and 3 channels or more if chiral, got {width}, {heads}, {channels}.")
-        self.config = dict(width=width, heads=heads, channels=channels, chiral=chiral, seed=seed)
+            raise IncompatibleError(
+                f"heads must divide width and a chiral head needs 3 channels, got width {width}, {heads}, {channels}."
+            )
+        self.config = {"width": width, "heads": heads, "channels": channels, "chiral": chiral, "seed": seed}
         self.heads, self.channels, self.chiral = heads, channels, chiral
         kinds = 2 if chiral else 1
         with seeded(seed):
@@ -78,16 +83,19 @@ class VectorHead(nn.Module):
 
 
 class CoordinateHead(nn.Module):
-    """Numbers per internal coordinate from the features of its atoms: invariant to rotation, translation and reflection.
+    """Numbers per internal coordinate from the features of its atoms: blind to rotation, translation and reflection.
 
-    Handedness comes from ``values``: sines of signed torsions tell mirror images apart, distances do not. The output is
-    zero before training.
+    Handedness comes from ``values``: sines of signed torsions tell mirror images apart, distances do not.
+    The output is zero before training.
 
     Parameters
     ----------
-    width: of the encoder. features: F of ``values``, 0 for none. channels: numbers out (noise and log-variance, say).
+    width: of the encoder.
+    features: F of ``values``, 0 for none.
+    channels: numbers out (noise and log-variance, say).
     n_coordinates: D, for one embedding per coordinate of one system; None for a head that transfers between systems.
-    precision: as in the encoder. seed: of the initial weights.
+    precision: as in the encoder.
+    seed: of the initial weights.
 
     Raises
     ------
@@ -99,9 +107,10 @@ class CoordinateHead(nn.Module):
         precision: str = "float32", seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config = dict(
-            width=width, features=features, channels=channels, n_coordinates=n_coordinates, precision=precision, seed=seed
-        )
+        self.config = {
+            "width": width, "features": features, "channels": channels, "n_coordinates": n_coordinates,
+            "precision": precision, "seed": seed,
+        }  # fmt: skip
         self.dtype = low_precision(precision)
         with seeded(seed):
             self.slots = nn.Linear(width, 4 * width, bias=False)
@@ -118,9 +127,10 @@ class CoordinateHead(nn.Module):
 
         Parameters
         ----------
-        encoded: encoder output. values: (B, D, F) per-coordinate input, if the head has ``features``.
+        encoded: encoder output.
         atoms: (D, 4) atom indices, -1 where a bond or an angle has no more atoms.
         kind: (D,) 0 bond, 1 angle, 2 torsion (sibling torsions too).
+        values: (B, D, F) per-coordinate input, if the head has ``features``.
 
         Returns
         -------
@@ -137,18 +147,22 @@ class CoordinateHead(nn.Module):
         picks = (atoms[:, None] == torch.arange(n, device=atoms.device)[:, None]).flatten(1).to(slots.dtype)
         x = torch.bmm(picks.expand(b, -1, -1), slots).to(encoded.node.dtype)
         base = self.kind(kind) if self.which is None else self.kind(kind) + self.which
-        x = x + base if self.values is None else x + base + self.values(values.to(x.dtype))
+        x = x + base
+        if self.values is not None and values is not None:
+            x = x + self.values(values.to(x.dtype))
         hidden = F.silu(linear(self.hidden, F.silu(x), self.dtype)).to(x.dtype)
         return self.out(hidden)
 
     def _check(self, n: int, atoms: Tensor, kind: Tensor, values: Tensor | None) -> None:
         """Raise IncompatibleError unless tables, values and head fit each other and the encoder's ``n`` atoms."""
         if atoms.dim() != 2 or atoms.shape[1] != 4 or kind.shape != atoms.shape[:1]:
-            raise IncompatibleError(f"expected atoms (D, 4) and kind (D,), got {tuple(atoms.shape)} and {tuple(kind.shape)}.")
+            raise IncompatibleError(
+                f"expected atoms (D, 4) and kind (D,), got {tuple(atoms.shape)} and {tuple(kind.shape)}."
+            )
         if bool((atoms >= n).any()) or bool(((kind < 0) | (kind >= KINDS)).any()):
-            raise IncompatibleError(f"expected atom indices below {n} and kinds below {KINDS}, got larger or negative ones.")
+            raise IncompatibleError(f"expected atom indices below {n} and kinds 0 to {KINDS - 1}, got others.")
         if self.which is not None and len(self.which) != len(atoms):
             raise IncompatibleError(f"this head was made for {len(self.which)} coordinates, got {len(atoms)}.")
         features = 0 if values is None else values.shape[-1]
         if features != self.config["features"]:
-            raise IncompatibleError(f"this head expects {self.config['features']} features per coordinate, got {features}.")
+            raise IncompatibleError(f"this head reads {self.config['features']} features a coordinate, got {features}.")

@@ -20,8 +20,8 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checkpoint import write_atomically
 from ..errors import CheckpointError, IncompatibleError
+from ..files import write_atomically
 from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from .losses import Frames, denoising_loss, fisher_information
@@ -176,7 +176,7 @@ class _Trainer:
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}
             self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not continue this run ({error}). Use another directory, or delete the file to start anew.") from error
+            raise CheckpointError(f"{path} is not of this run ({error}): use another directory, or delete it to start anew.") from error
         self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
         state: dict[int, dict] = {}
         for key in (k for k in tensors if k.startswith("optimiser.")):

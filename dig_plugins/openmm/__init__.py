@@ -5,6 +5,7 @@ from importlib import import_module
 _HOME = {
     "Block": "montecarlo",
     "DiGMonteCarlo": "montecarlo",
+    "DemoRun": "demonstration",
     "Ensemble": "ensemble",
     "ModelSystem": "systems",
     "DiGReporter": "reporter",
@@ -14,6 +15,8 @@ _HOME = {
     "TrajectoryReporter": "reporter",
     "check_supported": "convert",
     "check_topology": "convert",
+    "backbone_dihedrals": "observables",
+    "demo": "demonstration",
     "describe": "convert",
     "model_system": "systems",
     "parallel_tempering": "tempering",

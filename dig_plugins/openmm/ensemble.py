@@ -12,9 +12,9 @@ import openmm as mm
 from openmm import app, unit
 from tqdm.auto import tqdm
 
-from dig_core.checkpoint import write_atomically
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
+from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance, normalised_weights
 from dig_core.montecarlo.chain import Pool
 from dig_core.random import fresh_seed

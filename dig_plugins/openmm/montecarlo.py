@@ -91,7 +91,7 @@ class DiGMonteCarlo:
         if self.proposals < 1 or self.md_steps < 0:
             raise IncompatibleError(f"proposals must be at least 1 and md_steps at least 0, got {proposals} and {md_steps}.")
         self.seed = fresh_seed() if seed is None else int(seed)
-        self.energy = OpenMMEnergy(simulation.system, self.temperature) if energy is None else energy
+        self.energy = OpenMMEnergy.from_simulation(simulation, self.temperature) if energy is None else energy
         self.reporters: list = []
         self._chain = MonteCarlo(
             dig.proposal(steps=steps), self.energy, self._geometry(), seed=self.seed, batch=batch, scheme=scheme, local=self._md
@@ -166,7 +166,7 @@ def _temperature(simulation: app.Simulation, dig: DiG, given, allow_mismatch: bo
     elif hasattr(integrator, "getTemperature"):
         temperature = kelvin(integrator.getTemperature())
     else:
-        raise IncompatibleError(f"a {type(integrator).__name__} has no temperature: pass temperature= in kelvin, or use a Langevin integrator.")
+        raise IncompatibleError(f"a {type(integrator).__name__} has no temperature: pass temperature= in kelvin.")
     wanted = dig.card.temperature
     if wanted is not None and abs(temperature - wanted) > 0.1 and not allow_mismatch:
         raise IncompatibleError(

@@ -1,6 +1,6 @@
 """The recipe of the shipped model ``alanine-dipeptide``: frames, training, reweighting, card. Run it to make the checkpoint again.
 
-python -m dig_plugins.models.alanine_dipeptide --out runs/alanine-dipeptide
+python -m dig_plugins.openmm.recipes.alanine_dipeptide --out runs/alanine-dipeptide
 
 Everything is seeded and resumable: a stage whose file exists in the output directory is not done again.
 """
@@ -23,12 +23,14 @@ from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, T
 from dig_core.dig import Card, DiG
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
+from dig_core.montecarlo.reweight import reweighted_frames
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
 from dig_core.training.fit import FitConfig, fit
-from dig_core.training.frames import frames_of, reweighted_frames
+from dig_core.training.frames import frames_of
 from dig_core.training.losses import Frames
 from dig_core.types import Geometry
+from dig_plugins import models
 from dig_plugins.openmm.convert import describe
 from dig_plugins.openmm.energy import OpenMMEnergy
 from dig_plugins.openmm.frames import fan_out, heavy_hydrogens
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 
 TEMPERATURE = 300.0
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
-STRUCTURE = Path(__file__).with_name("alanine-dipeptide.pdb")
+STRUCTURE = Path(models.__file__).with_name("alanine-dipeptide.pdb")
 LADDER = np.geomspace(TEMPERATURE, 1000.0, 8)
 
 
@@ -100,7 +102,7 @@ def measure(dig: DiG, energy: OpenMMEnergy, n: int = 4096, seed: int = 99) -> di
         "raw_ess": round(effective_sample_size(log_weight), 4),
         "acceptance": round(metropolis_acceptance(log_weight), 4),
         "proposals": n,
-        "script": "dig_plugins/models/alanine_dipeptide.py",
+        "script": "dig_plugins/openmm/recipes/alanine_dipeptide.py",
     }
 
 

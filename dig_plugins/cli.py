@@ -1,0 +1,96 @@
+"""The command line: verbs that parse, call and write; no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Equilibrium distributions of molecules, exactly weighted.")
+models_app = typer.Typer(no_args_is_help=True, help="The models that ship.")
+app.add_typer(models_app, name="models")
+
+Seed = Annotated[Optional[int], typer.Option(help="Random seed; drawn and recorded if not given.")]  # noqa: UP045 (typer on 3.10)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the run; must be new or empty.")],
+    seconds: Annotated[float, typer.Option(help="Wall time of each of the two simulations.")] = 20.0,
+    model: Annotated[str, typer.Option(help="A shipped model.")] = "alanine-dipeptide",
+    seed: Seed = None,
+) -> None:
+    """Sample a molecule's equilibrium by MD mixed with DiG proposals, beside plain MD given the same time.
+
+    Example: dig-plugins demo --out runs/demo
+    """
+    from .openmm import demo as run
+
+    found = run(out, model=model, seconds=seconds, seed=seed)
+    summary = found.summary
+    typer.echo(
+        f"acceptance {summary['acceptance']:.2f}, raw ESS {summary['raw_ess']:.2f}, {summary['proposals_per_second']:.0f} proposals/s; "
+        f"visits to phi > 0: {summary['visits_to_positive_phi']} against {summary['plain_md']['visits_to_positive_phi']} by MD alone."
+    )
+    typer.echo(f"report: {found.report}")
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="A shipped model.")],
+    n: Annotated[int, typer.Option("-n", help="Number of structures.")] = 1000,
+    out: Annotated[Path, typer.Option(help="File to write: .xtc (with .pdb and .npz beside it), .pdb or .npz.")] = Path("samples.xtc"),
+    seed: Seed = None,
+) -> None:
+    """Draw independent structures with their exact weights.
+
+    Example: dig-plugins sample alanine-dipeptide -n 10000 --out ala.xtc
+    """
+    from .openmm import sample as draw
+
+    ensemble = draw(model, n, seed=seed)
+    ensemble.save(out)
+    typer.echo(f"{n} structures worth {ensemble.effective_sample_size:.0f} equilibrium samples, seed {ensemble.seed}: {out}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """One line a model."""
+    from . import models
+
+    for name, entry in models.index().items():
+        typer.echo(f"{name:24s} {entry['temperature']:g} K  {entry['system']}  {entry['licence']}")
+
+
+@models_app.command("show")
+def models_show(name: str) -> None:
+    """A model's card as JSON: system, energy function, how it was made, what was measured."""
+    from dataclasses import asdict
+
+    from . import models
+
+    typer.echo(json.dumps(asdict(models.load(name).card), indent=2))
+
+
+def main() -> None:
+    """Entry point: errors made on purpose are one line on stderr and exit code 2; interruption is 130."""
+    from dig_core.errors import DiGError
+
+    try:
+        app()
+    except DiGError as error:
+        typer.echo(f"dig-plugins: {error}", err=True)
+        sys.exit(2)
+    except (ImportError, OSError) as error:
+        typer.echo(f"dig-plugins: {type(error).__name__}: {error}", err=True)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        typer.echo("dig-plugins: interrupted; what was written before stays readable.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The main job: a shipped model's molecule by MD mixed with DiG proposals, beside plain MD given the same wall time."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from openmm import app, unit
+from tqdm.auto import tqdm
+
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError
+from dig_core.files import write_atomically
+from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample_size, free_energy_profile
+from dig_core.random import fresh_seed
+
+from .. import models
+from .montecarlo import Block, DiGMonteCarlo
+from .observables import Backbone, backbone_dihedrals
+from .reporter import DiGReporter, TrajectoryReporter
+from .systems import ModelSystem, model_system
+
+__all__ = ["DemoRun", "demo"]
+
+RARE = (0.0, np.radians(130.0))
+"""phi of the left-handed states. Not all of phi > 0: extended structures cross 180 degrees all the time, which is no visit."""
+
+
+class DemoRun(NamedTuple):
+    """``summary`` is what ``run.json`` holds; ``directory`` where everything is; ``report`` the HTML page."""
+
+    summary: dict
+    directory: Path
+    report: Path
+
+
+class _Recorder:
+    """Keeps what the report needs: positions after each test, records, MD ends."""
+
+    def __init__(self):
+        self.positions, self.records = [], []
+
+    def __call__(self, chain: DiGMonteCarlo, block: Block) -> None:
+        self.positions.append(block.positions.astype(np.float32))
+        self.records.append(block.records)
+
+    def field(self, name: str) -> np.ndarray:
+        return np.concatenate([getattr(r, name) for r in self.records])
+
+
+def demo(
+    directory: str | Path,
+    *,
+    model: str = "alanine-dipeptide",
+    seconds: float = 20.0,
+    seed: int | None = None,
+    md_steps: int = 100,
+    proposals: int = 64,
+    progress: bool | None = None,
+) -> DemoRun:
+    """Run for ``seconds`` with proposals and as long without, and write everything to ``directory``.
+
+    Files: ``trajectory.xtc`` + ``.pdb`` (the chain, one frame a proposal), ``samples.npz``, ``proposals.csv``, ``run.json``, ``report.png`` and
+    ``report.html``. The directory must be new or empty.
+    """
+    if seconds <= 0:
+        raise IncompatibleError(f"expected a positive number of seconds, got {seconds}.")
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise IncompatibleError(f"{directory} is not empty: choose a new directory, so that no earlier run is overwritten.")
+    directory.mkdir(parents=True, exist_ok=True)
+    seed = fresh_seed() if seed is None else int(seed)
+    dig, system = models.load(model), model_system(model)
+    recorder, chain, mixed_seconds = _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress)
+    md_positions, md_seconds, md_picoseconds = _plain(system, mixed_seconds, seed, progress)
+    return _write(directory, model, dig, system, recorder, chain, mixed_seconds, md_positions, md_seconds, md_picoseconds)
+
+
+def _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress):
+    simulation = system.simulation(seed=seed)
+    chain = DiGMonteCarlo(simulation, dig, seed=seed, md_steps=md_steps, proposals=proposals)
+    recorder = _Recorder()
+    log, trajectory = DiGReporter(directory / "proposals.csv"), TrajectoryReporter(directory / "trajectory.xtc", system.topology)
+    chain.reporters += [recorder, log, trajectory]
+    with _Clock(seconds, f"MD + DiG, {seconds:g} s", progress) as clock:
+        while clock.running():
+            chain.step()
+            clock.show(acceptance=f"{chain.statistics.acceptance:.2f}")
+    log.close()
+    return recorder, chain, clock.spent
+
+
+def _plain(system: ModelSystem, seconds: float, seed: int, progress) -> tuple[np.ndarray, float, float]:
+    simulation, frames = system.simulation(seed=seed + 1), []
+    with _Clock(seconds, f"plain MD, {seconds:.0f} s", progress) as clock:
+        while clock.running():
+            simulation.step(100)
+            state = simulation.context.getState(positions=True)
+            frames.append(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).astype(np.float32))
+            clock.show()
+    return np.array(frames), clock.spent, 0.1 * len(frames)
+
+
+def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seconds, md_positions, md_seconds, md_ps) -> DemoRun:
+    from ..report import DemoResult, Run, demo_report
+
+    backbone = backbone_dihedrals(system.topology)
+    positions, accepted = np.concatenate(recorder.positions), recorder.field("accepted")
+    u, log_q, reason = (recorder.field(f) for f in ("u", "log_q", "reason"))
+    log_weight = np.where(reason == 0, -u - log_q, -np.inf)
+    statistics = chain.statistics
+    mixed = _run("MD + DiG", backbone, positions, seconds, accepted)
+    plain = _run("MD alone", backbone, md_positions, md_seconds, None)
+    summary = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "model": name, "model_sha256": models.index()[name]["sha256"],
+        "system": dig.card.system, "energy": dig.card.energy, "temperature_K": system.temperature, "seed": chain.seed,
+        "acceptance": statistics.acceptance, "raw_ess": effective_sample_size(log_weight), "proposals": statistics.proposed,
+        "proposals_per_second": statistics.proposed / seconds, "longest_rejection_run": statistics.longest_rejection_run,
+        "failed": statistics.failed, "steps": dig.card.steps, "md_steps_per_block": chain.md_steps, "proposals_per_block": chain.proposals,
+        "visits_to_positive_phi": mixed.visits, "seconds": seconds, "plain_md": {"seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": plain.visits},
+        "energy_platform": chain.energy.platform_name, "device": "cpu", "units": "trajectory nm, samples.npz positions nm, energies kT",
+        "versions": _versions(),
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    np.savez(buffer, positions=positions, u=u, log_q=log_q, log_weights=log_weight, accepted=accepted, reason=reason, seed=chain.seed)
+    write_atomically(directory / "samples.npz", buffer.getvalue())
+    result = DemoResult(
+        system=f"{dig.card.system}; {dig.card.energy}; {system.temperature:g} K",
+        dig=mixed, md=plain, accepted=accepted, log_weights=log_weight, seed=chain.seed, versions=summary["versions"],
+        proposals_per_second=summary["proposals_per_second"], reference=_reference(name),
+    )  # fmt: skip
+    report = demo_report(directory, result)
+    write_atomically(directory / "run.json", json.dumps(summary, indent=2).encode())
+    return DemoRun(summary, directory, report)
+
+
+def _run(name: str, backbone: Backbone, positions: np.ndarray, seconds: float, accepted: np.ndarray | None):
+    from ..report import Run
+
+    phi, psi = (angles[:, 0] for angles in backbone.measure(positions))
+    inside = (phi > RARE[0]) & (phi < RARE[1])
+    # Every accepted proposal is a fresh draw; without proposals, only an entry from outside is a new visit.
+    visits = int((inside & accepted).sum()) if accepted is not None else count_visits(inside)
+    profile = free_energy_profile(phi, np.linspace(-np.pi, np.pi, 37), block=max(1, len(phi) // 50), rng=np.random.default_rng(0))
+    return Run(name, phi, psi, profile, seconds, visits)
+
+
+def _reference(name: str) -> Profile | None:
+    """The phi profile of the long parallel-tempering run, if the model ships with one."""
+    file = models.index()[name].get("reference")
+    if file is None:
+        return None
+    with np.load(models.path(name).with_name(file)) as held:
+        return Profile(held["phi_centres"], held["phi_free_energy"], held["phi_stderr"])
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("dig-plugins", "torch", "openmm", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class _Clock:
+    """A progress bar that runs for a number of seconds."""
+
+    def __init__(self, seconds: float, label: str, progress: bool | None):
+        self.seconds, self._label, self._progress = seconds, label, progress
+
+    def __enter__(self):
+        bar = "{desc}: {percentage:3.0f}% |{bar}| {postfix}"
+        self._bar = tqdm(total=100, desc=self._label, bar_format=bar, disable=None if self._progress is None else not self._progress)
+        self._began, self.spent = time.perf_counter(), 0.0
+        return self
+
+    def running(self) -> bool:
+        self.spent = time.perf_counter() - self._began
+        return self.spent < self.seconds
+
+    def show(self, **figures) -> None:
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(min(100, 100 * (time.perf_counter() - self._began) / self.seconds) - self._bar.n)
+
+    def __exit__(self, *_):
+        self.spent = time.perf_counter() - self._began
+        self._bar.close()
