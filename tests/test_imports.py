@@ -14,9 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 CORE_ORDER = """
-    types errors random system coordinates diffusion nn score sampling energy training montecarlo checkpoint dig testing
+    types errors random system coordinates diffusion nn score sampling energy montecarlo dig checkpoint training testing
 """.split()
-"""The listing's order: a part imports only itself and parts that stand before it."""
+"""A part imports only itself and parts that stand before it."""
+
+FACADE = "dig"
+"""Its methods may import what stands after it, inside functions: ``DiG.save`` calls the checkpoint's writer."""
 
 FOUNDATION = {"dig_core.diffusion.spaces"}
 """Modules that stand on types, errors and random alone, so that every part may import them."""
@@ -35,7 +38,7 @@ ENGINES = {
 }
 """Sub-package of dig_plugins -> third-party packages it may import besides what dig_core needs."""
 
-SHARED = {"models"}
+SHARED = {"models", "report", "panels", "page"}
 """Parts of dig_plugins that know no engine: every sub-package may import them."""
 
 HEAVY = set.union(*ENGINES.values()) | {"matplotlib", "scipy", "pandas", "pymbar", "typer"}
@@ -122,7 +125,7 @@ def test_core_imports_run_downwards():
             target = core_part(found.module)
             if target is None or found.typing_only or FOUNDATION & {found.module, found.module.rpartition(".")[0]}:
                 continue
-            if CORE_ORDER.index(target) > CORE_ORDER.index(part):
+            if CORE_ORDER.index(target) > CORE_ORDER.index(part) and not (part == FACADE and found.lazy):
                 wrong.append(f"{found.place}: {part} imports {target}, which comes after it")
     assert not wrong, "\n".join(wrong)
 
@@ -136,6 +139,8 @@ def test_plugin_imports_its_own_engine_and_no_sibling(name: str):
     assert name in ENGINES, f"add dig_plugins.{name} and what it may import to ENGINES"
     wrong = []
     for path in files(f"dig_plugins/{name}"):
+        if name == "models" and path.name != "__init__.py":
+            continue  # a recipe: how a shipped model was made, with whatever engine it took; nothing imports it
         for found in imports_of(path):
             top, parts = third_party(found), found.module.split(".")
             if top and top not in CORE_NEEDS | ENGINES[name]:
@@ -163,14 +168,15 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["dig_core", "dig_plugins"])
-def test_import_loads_no_engine_and_is_silent(module: str):
-    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
-    before = run_python(f"import sys, torch; print(*sorted(set(sys.modules) & {HEAVY!r}))").split()
-    assert set(run_python(code).split()) <= set(before)
+def test_import_loads_no_engine_and_is_silent():
+    code = (
+        "import sys, torch; before = set(sys.modules); import dig_core, dig_plugins; "
+        f"print(sorted((set(sys.modules) - before) & {HEAVY!r}))"
+    )
+    assert run_python(code).strip() == "[]"
 
 
 def test_import_is_cheap():
-    """Processor time beyond torch's own, best of three: below 0.3 s."""
+    """Processor time beyond torch's own is below 0.3 s, in one of three tries."""
     code = "import time, torch, numpy; t = time.process_time(); import dig_core; print(time.process_time() - t)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.3
+    assert any(float(run_python(code)) < 0.3 for _ in range(3))
