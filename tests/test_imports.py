@@ -139,8 +139,6 @@ def test_plugin_imports_its_own_engine_and_no_sibling(name: str):
     assert name in ENGINES, f"add dig_plugins.{name} and what it may import to ENGINES"
     wrong = []
     for path in files(f"dig_plugins/{name}"):
-        if name == "models" and path.name != "__init__.py":
-            continue  # a recipe: how a shipped model was made, with whatever engine it took; nothing imports it
         for found in imports_of(path):
             top, parts = third_party(found), found.module.split(".")
             if top and top not in CORE_NEEDS | ENGINES[name]:
