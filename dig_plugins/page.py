@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from dig_core.files import write_atomically
+
 __all__ = ["Picture", "Table", "write_report"]
 
 _STYLE = """
@@ -71,7 +73,7 @@ def write_report(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures, 1):
-        _write(target / ("report.png" if number == 1 else f"report-{number}.png"), picture.png)
+        write_atomically(target / ("report.png" if number == 1 else f"report-{number}.png"), picture.png)
     body = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>' if lead else ""]
     if highlights:
         tiles = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in highlights.items())
@@ -82,7 +84,7 @@ def write_report(
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         body.append(f"<section><h2>Notes</h2><ul>{items}</ul></section>")
     page = target / "report.html"
-    _write(page, _document(title, "\n".join(filter(None, body))).encode())
+    write_atomically(page, _document(title, "\n".join(filter(None, body))).encode())
     return page
 
 
@@ -109,12 +111,3 @@ def _section(heading: str, table: Table) -> str:
         rows.append(f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>')
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<section><h2>{escape(heading)}</h2><div class="scroll">{grid}</div></section>'
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

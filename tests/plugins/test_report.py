@@ -128,7 +128,7 @@ def test_write_report_escapes_and_leaves_no_half_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dig_plugins.page.os.replace", fail)
+    monkeypatch.setattr("dig_core.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write_report(tmp_path, "another", [picture], {})
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
