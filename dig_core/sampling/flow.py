@@ -1,0 +1,189 @@
+"""The probability flow (article, eq. 7) on a grid: Runge-Kutta steps, their inverses and their Jacobians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import IncompatibleError
+from ..score import ScoreModel
+from ..system.descriptor import Descriptor
+from ..types import State, Tangent
+
+__all__ = ["T_MIN", "Flow", "backward_steps", "checked_grid", "flow_times"]
+
+T_MIN = 1e-3
+"""Where the flow stops: scores read from noise are singular at t = 0, and some schedules jump there."""
+
+_ROWS = 8192
+"""Rows of a batched backward pass, to bound memory."""
+
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta method: ``stages[i]`` weighs earlier slopes, ``nodes`` are times, ``weights`` the result's."""
+
+    stages: tuple[tuple[float, ...], ...]
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+_TABLEAUX = {
+    "heun": Tableau(((), (1.0,)), (0.0, 1.0), (0.5, 0.5)),
+    "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+def checked_grid(grid: Tensor) -> Tensor:
+    """(K + 1,) float64 times that rise from 0 to 1, or IncompatibleError."""
+    grid = torch.as_tensor(grid, dtype=torch.float64)
+    if (
+        grid.dim() != 1
+        or len(grid) < 2
+        or float(grid[0]) != 0.0
+        or float(grid[-1]) != 1.0
+        or bool((grid.diff() <= 0).any())
+    ):
+        raise IncompatibleError("grid must rise from 0 to 1 with at least one step in between.")
+    return grid
+
+
+def flow_times(grid: Tensor) -> Tensor:
+    """The grid with its first time, 0, moved to ``T_MIN`` (to half the second time on finer grids).
+
+    The flow's law is that of x_t / alpha(t) at this time: data with noise of level sigma / alpha left in.
+    """
+    times = checked_grid(grid).clone()
+    times[0] = min(T_MIN, 0.5 * float(times[1]))
+    return times
+
+
+def backward_steps(times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(later, earlier) pairs, (1,) each, from the last to the first."""
+    for k in range(len(times) - 1, 0, -1):
+        yield times[k : k + 1], times[k - 1 : k]
+
+
+class Flow:
+    """The flow of ``model`` by ``method``, ``"rk4"`` or ``"heun"``. Vectors (.., D) are in orthonormal bases of the spaces."""
+
+    def __init__(self, model: ScoreModel, descriptor: Descriptor, method: str = "rk4"):
+        if method not in _TABLEAUX:
+            raise IncompatibleError(f"expected method in {sorted(_TABLEAUX)}, got {method!r}.")
+        self.model, self.descriptor, self.process = model, descriptor, model.process
+        self.tableau, self.dim = _TABLEAUX[method], model.process.dim
+        self._bases = {name: part.space.basis().flatten(1) for name, part in self.process.items()}
+
+    def step(self, state: State, t: Tensor, s: Tensor) -> State:
+        """One step from time t to time s, (1,) each, either way."""
+        slopes: list[Tangent] = []
+        for row, node in zip(self.tableau.stages, self.tableau.nodes, strict=True):
+            stage, time = self._move(state, slopes, row, s - t), t + node * (s - t)
+            slopes.append(self.process.velocity(stage, time, self.model(stage, time, self.descriptor)))
+        return self._move(state, slopes, self.tableau.weights, s - t)
+
+    @torch.no_grad()
+    def inverse(self, state: State, t: Tensor, s: Tensor, rounds: int = 50) -> tuple[State, Tensor]:
+        """What :meth:`step` takes from t to ``state`` at s, and the gap (B, D) that is left.
+
+        Fixed-point iteration from the step the other way; a sample stops when its gap no longer halves.
+        """
+        found = self.step(state, s, t)
+        gap = self.gap(self.step(found, t, s), state)
+        for _ in range(rounds):
+            trial = self.shift(found, gap)
+            left = self.gap(self.step(trial, t, s), state)
+            better = left.abs().amax(1) < 0.5 * gap.abs().amax(1)
+            if not bool(better.any()):
+                break
+            found = {name: torch.where(_like(better, x), trial[name], x) for name, x in found.items()}
+            gap = torch.where(better[:, None], left, gap)
+        return found, gap
+
+    def step_jacobian(self, state: State, t: Tensor, s: Tensor) -> tuple[State, Tensor]:
+        """:meth:`step` and its Jacobian (B, D, D)."""
+        one, h = torch.eye(self.dim, dtype=torch.float64), s - t
+        slopes: list[Tangent] = []
+        jacobians: list[Tensor] = []
+        for row, node in zip(self.tableau.stages, self.tableau.nodes, strict=True):
+            stage, inner = self._move(state, slopes, row, h), _weighted(row, jacobians)
+            slope, pull = self.velocity(stage, t + node * h)
+            batch = len(next(iter(slope.values())))
+            local = torch.cat([pull(rows.expand(-1, batch, -1)) for rows in one[:, None].split(max(1, _ROWS // batch))])
+            slopes.append(slope)
+            jacobians.append(local.transpose(0, 1) @ (one + h * inner))
+        weights = self.tableau.weights
+        return self._move(state, slopes, weights, h), one + h * _weighted(weights, jacobians)
+
+    def step_growth(self, state: State, t: Tensor, s: Tensor, probes: Tensor) -> tuple[State, Tensor]:
+        """:meth:`step` and, along it, the integral (P, B) of probe . J probe, J the velocity's Jacobian; ``probes`` (P, B, D)."""
+        slopes: list[Tangent] = []
+        growth = torch.zeros((), dtype=torch.float64)
+        tableau, h = self.tableau, s - t
+        for row, node, weight in zip(tableau.stages, tableau.nodes, tableau.weights, strict=True):
+            slope, pull = self.velocity(self._move(state, slopes, row, h), t + node * h)
+            pieces = probes.split(max(1, _ROWS // probes.shape[1]))
+            growth = growth + weight * h * torch.cat([(pull(p) * p).sum(-1) for p in pieces])
+            slopes.append(slope)
+        return self._move(state, slopes, tableau.weights, h), growth
+
+    def velocity(self, state: State, t: Tensor) -> tuple[Tangent, Callable[[Tensor], Tensor]]:
+        """dx/dt, and a function that takes vectors v (P, B, D) to v J, J its Jacobian."""
+        with torch.enable_grad():
+            leaves = {name: x.detach().requires_grad_() for name, x in state.items()}
+            slope = self.process.velocity(leaves, t, self.model(leaves, t, self.descriptor))
+            out = self.flat(slope)
+
+        def pull(vectors: Tensor) -> Tensor:
+            found = torch.autograd.grad(
+                out,
+                list(leaves.values()),
+                vectors.to(out),
+                retain_graph=True,
+                is_grads_batched=True,
+                materialize_grads=True,
+            )
+            return self.flat(dict(zip(leaves, found, strict=True)), lead=2)
+
+        return {name: v.detach() for name, v in slope.items()}, pull
+
+    def flat(self, tangent: Tangent, lead: int = 1) -> Tensor:
+        """(.., D) of a tangent with ``lead`` leading axes."""
+        return torch.cat(
+            [tangent[name].double().flatten(lead) @ basis.T for name, basis in self._bases.items()], dim=-1
+        )
+
+    def gap(self, x: State, y: State) -> Tensor:
+        """log(x, y) as (B, D)."""
+        return self.flat({name: part.space.log(x[name], y[name]) for name, part in self.process.items()})
+
+    def shift(self, x: State, vector: Tensor) -> State:
+        """exp(x, vector), vector (B, D)."""
+        pieces = vector.split([len(basis) for basis in self._bases.values()], dim=1)
+        return {
+            name: self.process[name].space.exp(x[name], (piece @ basis).reshape(x[name].shape))
+            for (name, basis), piece in zip(self._bases.items(), pieces, strict=True)
+        }
+
+    def scaled(self, state: State, t: Tensor, power: int) -> State:
+        """The state, float64, times alpha(t) to ``power``: 1 takes clean states to time t, -1 takes them back."""
+        return {name: state[name].detach().double() * part.levels(t)[0] ** power for name, part in self.process.items()}
+
+    def _move(self, state: State, slopes: list[Tangent], weights: tuple[float, ...], h: Tensor) -> State:
+        if not weights:
+            return state
+        return {
+            name: part.space.exp(state[name], h * _weighted(weights, [v[name] for v in slopes]))
+            for name, part in self.process.items()
+        }
+
+
+def _weighted(weights: tuple[float, ...], values: list[Tensor]) -> Tensor:
+    terms = [w * v for w, v in zip(weights, values, strict=True) if w]
+    return torch.stack(terms).sum(0) if terms else torch.zeros((), dtype=torch.float64)
+
+
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (x.dim() - 1))
