@@ -132,7 +132,7 @@ def _inverse(flow: Flow, state: State, t: Tensor, s: Tensor) -> tuple[State, Ten
         trial = flow.shift(found, torch.linalg.lu_solve(factors, pivots, gap[..., None])[..., 0])
         image, slope = flow.step_jacobian(trial, t, s)
         left = flow.gap(image, state)
-        better = left.abs().amax(1) < gap.abs().amax(1)
+        better = left.abs().amax(1) < 0.5 * gap.abs().amax(1)
         if not bool(better.any()):
             break
         found = {
