@@ -1,6 +1,11 @@
-"""The network: the Graphormer encoder and the heads that read it."""
+"""The network: the Graphormer encoder, the heads that read it, and the networks that score models are built from."""
 
 from .graphormer import Graphormer
 from .heads import CoordinateHead, VectorHead
+from .mlp import ResidualMLP
+from .networks import CartesianGraphormer, InternalGraphormer
 
-__all__ = ["CoordinateHead", "Graphormer", "VectorHead"]
+__all__ = ["NETWORKS", "CartesianGraphormer", "CoordinateHead", "Graphormer", "InternalGraphormer", "ResidualMLP", "VectorHead"]
+
+NETWORKS = {cls.__name__: cls for cls in (ResidualMLP, CartesianGraphormer, InternalGraphormer)}
+"""Networks that checkpoints can name."""
