@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import IncompatibleError
+
 __all__ = ["Streams", "fresh_seed"]
 
 _BLOCK = 4096
@@ -27,7 +29,7 @@ class Streams:
 
     def __init__(self, seed: int, indices: Sequence[int] | range):
         self.seed, self.indices = int(seed), list(indices)
-        self._generators = [np.random.Generator(np.random.Philox(key=[self.seed, int(i)])) for i in self.indices]
+        self._generators = [_generator(self.seed, i) for i in self.indices]
         self._block = np.empty((len(self.indices), 0), dtype=np.float32)
         self._used = 0
 
@@ -55,4 +57,11 @@ class Streams:
     @staticmethod
     def chain(seed: int, index: int = 0) -> np.random.Generator:
         """The generator of a Markov chain's accept/reject numbers, independent of every sample's stream."""
-        return np.random.Generator(np.random.Philox(key=[int(seed), 2**63 + int(index)]))
+        return _generator(int(seed), 2**63 + int(index))
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    if not 0 <= seed < 2**64:
+        raise IncompatibleError(f"expected a seed from 0 to 2^64 - 1, got {seed}.")
+    # As uint64: a list that holds a number of 2^63 or more becomes float64, and neighbouring indices one and the same key.
+    return np.random.Generator(np.random.Philox(key=np.array([seed, int(index)], dtype=np.uint64)))
