@@ -19,10 +19,15 @@ __all__ = ["Diffusion", "Joint", "Noised", "Scale"]
 
 
 class Noised(NamedTuple):
-    """A noised state, and the noise (article's epsilon) as the regression target: -sigma times the kernel's score."""
+    """A noised state, and the noise (article's epsilon) as the regression target: -sigma times the kernel's score.
+
+    ``drawn`` is the noise itself. On a torus it counts whole turns, which its regression target averages over: the mean
+    given x_t is the same, the variance is what reverse kernels need.
+    """
 
     state: State
     noise: Tangent
+    drawn: Tangent
 
 
 class Scale(NamedTuple):
@@ -150,14 +155,15 @@ class Joint(Mapping[str, Diffusion]):
 
     def noise(self, state: State, t: Tensor, rng: Streams | torch.Generator) -> Noised:
         """Push clean states to time ``t`` (B,) and return the noise that a network has to find."""
-        noised, noise = {}, {}
+        noised, noise, drawn = {}, {}, {}
         for name, process in self.items():
             x = state[name]
             alpha, sigma = process.levels(t)
             raw = _draw(rng, x, process.space)
             noised[name] = process.space.exp(alpha * x, sigma * raw)
-            noise[name] = -sigma * process.target(x, noised[name], t) if process.space.periodic else process.space.project(raw)
-        return Noised(noised, noise)
+            drawn[name] = process.space.project(raw)
+            noise[name] = -sigma * process.target(x, noised[name], t) if process.space.periodic else drawn[name]
+        return Noised(noised, noise, drawn)
 
 
 def _draw(rng: Streams | torch.Generator, like: Tensor, space: Space) -> Tensor:

@@ -73,7 +73,8 @@ def denoising_loss(
     for name, process in model.process.items():
         weight = 0.5 * process.weight(t)
         error = error + weight * ((moments.noise[name] - target[name]) ** 2).flatten(1).sum(1)
-        left = (noised.noise[name] - moments.noise[name].detach()) ** 2
+        # The noise as drawn, whole turns included: its variance is the one that reverse kernels on a torus have.
+        left = (noised.drawn[name] - moments.noise[name].detach()) ** 2
         spread = moments.spread[name] + 1e-6
         misfit = misfit + 0.5 * (left / spread + spread.log()).flatten(1).sum(1)
     if frames.weight is not None:
