@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .coordinates import Cartesian, Internal
-from .diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
+from .diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Karras, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
 from .dig import Card, DiG
 from .errors import CheckpointError
 from .files import write_atomically
@@ -23,7 +23,7 @@ from .types import Geometry
 __all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
-_BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric)}
+_BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
 _COORDINATES = {cls.__name__: cls for cls in (Cartesian, Internal)}
 _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 

@@ -7,6 +7,7 @@ The map is one to one up to translation, rotation and the labels of equivalent e
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from .zmatrix import ZMatrix, build_zmatrix, levels
 __all__ = ["Internal"]
 
 BOND, ANGLE, SIBLING = 0, 1, 2
+NARROW = math.radians(100)
 _DEFAULT_WIDTH = (0.03, 0.06, 0.08)  # Angstrom, rad, rad: typical of 300 K, used where nothing better is known
 
 
@@ -82,8 +84,12 @@ class Internal(nn.Module):
 
     @classmethod
     def from_frames(cls, descriptor: Descriptor, geometry: Geometry, shrink: float = 0.01) -> Internal:
-        """Centre, widths and correlations (symmetric whitening) from frames (F, N, 3) of the ensemble."""
+        """Centre, widths and correlations (symmetric whitening) from frames (F, N, 3) of the ensemble.
+
+        Torsions that never leave ``NARROW`` of their mean in any frame (amides, double bonds, rings) join ``shape``.
+        """
         self = cls.from_reference(descriptor)
+        self = self._with_narrow(geometry.positions.double())
         raw, _ = self._measure(self._relabel(geometry.positions.double()))
         raw = self.centre + self._deviation(raw)
         centre, width = raw.mean(0), raw.std(0)
@@ -129,6 +135,24 @@ class Internal(nn.Module):
             order[:, atoms] = atoms[(torch.arange(3) + choice[:, column, None]) % 3]
         positions = positions.gather(1, order[..., None].expand(-1, -1, 3))
         return Geometry(positions @ random_rotations(rng).to(positions).transpose(1, 2))
+
+    def _with_narrow(self, positions: Tensor) -> Internal:
+        """The same coordinates with torsions that are narrow in ``positions`` no longer free, centred on the frames."""
+        _, torsion = self._measure(positions)
+        mean = torch.atan2(torsion.sin().mean(0), torsion.cos().mean(0))
+        turning = {rotor.atoms[0] for rotor in self.zmatrix.rotors}
+        narrow = {
+            atoms[0]: float(mean[column])
+            for column, atoms in enumerate(self.torsion_atoms)
+            if atoms[0] not in turning and float(wrap(torsion[:, column] - mean[column]).abs().max()) < NARROW
+        }
+        rows, free = self.zmatrix.rows, self.zmatrix.free
+        zmatrix = replace(self.zmatrix, free=tuple(f and r[0] not in narrow for r, f in zip(rows, free, strict=True)))
+        known: dict = dict(zip(self.shape_atoms, self.centre.tolist(), strict=True))
+        size = len(self.centre) + len(narrow)
+        fresh = Internal(zmatrix, torch.zeros(size), torch.ones(size))
+        fresh.centre = torch.tensor([known.get(a, narrow.get(a[0])) for a in fresh.shape_atoms], dtype=torch.float64)
+        return fresh
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """How a state is noised: spaces, schedules, kernels, processes."""
 
 from .processes import Diffusion, Joint, Noised
-from .schedules import Cosine, Geometric, Linear, LogSNR, Sigmoid
+from .schedules import Cosine, Geometric, Karras, Linear, LogSNR, Sigmoid
 from .spaces import Euclidean, Torus, ZeroCentroid
 
 __all__ = [
-    "Cosine", "Diffusion", "Euclidean", "Geometric", "Joint", "Linear", "LogSNR", "Noised", "Sigmoid", "Torus", "ZeroCentroid",
+    "Cosine", "Diffusion", "Euclidean", "Geometric", "Joint", "Karras", "Linear", "LogSNR", "Noised", "Sigmoid", "Torus", "ZeroCentroid",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-__all__ = ["Cosine", "Geometric", "Linear", "LogSNR", "Schedule", "Sigmoid"]
+__all__ = ["Cosine", "Geometric", "Karras", "Linear", "LogSNR", "Schedule", "Sigmoid"]
 
 
 class Schedule(Protocol):
@@ -121,6 +121,35 @@ class LogSNR(_VariancePreserving):
 
     def beta(self, t: Tensor) -> Tensor:
         return (self.high - self.low) * torch.sigmoid(-self._log_snr(t))
+
+
+class Karras:
+    """Variance exploding: alpha = 1 and sigma^(1/rho) rises linearly from ``low`` at t -> 0+ to ``high`` at t = 1; t = 0 is clean data.
+
+    rho = 7 is the choice of Karras et al., arXiv:2206.00364, and rho -> infinity the geometric schedule. On a torus most
+    steps belong where sigma is about a radian, hence the small default; at ``high`` = 2.5 rad the wrapped normal is
+    uniform to 9 % at most, 3.5 rad to 0.5 %, and the rest is in the weights.
+    """
+
+    def __init__(self, low: float = 0.05, high: float = 2.5, rho: float = 2.0):
+        self.config = {"low": low, "high": high, "rho": rho}
+        self.low, self.high, self.rho = low, high, rho
+
+    def _root(self, t: Tensor) -> Tensor:
+        return self.low ** (1 / self.rho) * (1 - t) + self.high ** (1 / self.rho) * t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.where(t > 0, self._root(t) ** self.rho, torch.zeros_like(t))
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        slope = self.high ** (1 / self.rho) - self.low ** (1 / self.rho)
+        return 2 * self.rho * slope * self._root(t) ** (2 * self.rho - 1)
 
 
 class Geometric:

@@ -41,9 +41,9 @@ class Candidates(NamedTuple):
 
     @property
     def log_weight(self) -> np.ndarray:
-        """(n,) -u - log_q, -inf where the proposal cannot be accepted."""
-        with np.errstate(invalid="ignore"):
-            return np.where(self.reason == Reason.NONE, -self.u - self.log_q, -np.inf)
+        """(n,) -u - log_q, -inf where the proposal cannot be accepted: for a reason, or because a number is not finite."""
+        possible = (self.reason == Reason.NONE) & np.isfinite(self.u) & np.isfinite(self.log_q)
+        return np.where(possible, -np.where(possible, self.u, 0.0) - np.where(possible, self.log_q, 0.0), -np.inf)
 
 
 class Records(NamedTuple):
@@ -86,7 +86,8 @@ def isir(log_weight: float, candidates: Candidates, rng: np.random.Generator) ->
     if math.isnan(log_weight) or log_weight == -math.inf:
         raise StateError(f"the current state has log weight {log_weight}: its energy failed or its density is infinite.")
     weights = np.append(candidates.log_weight, log_weight)
-    log_p = weights - np.logaddexp.reduce(weights)
+    # An infinite weight of the current state (no path leads to it) beats every proposal's.
+    log_p = weights - np.logaddexp.reduce(weights) if log_weight < math.inf else np.where(weights == math.inf, 0.0, -np.inf)
     chosen = int(np.searchsorted(np.cumsum(np.exp(log_p)), rng.random() * np.exp(log_p).sum(), side="right"))
     n = len(candidates.u)
     accepted = np.arange(n) == chosen
@@ -105,11 +106,15 @@ class Pool:
     """
 
     def __init__(self, proposal: Proposal, energy: Energy, *, seed: int, batch: int = 256, start: int = 0):
+        if batch < 1:
+            raise IncompatibleError(f"expected a batch of at least 1 proposal, got {batch}.")
         self.proposal, self.energy, self.seed, self.batch, self.next = proposal, energy, int(seed), int(batch), int(start)
         self._number, self._held = -1, None
 
     def take(self, n: int) -> Candidates:
         """The next ``n`` candidates."""
+        if n < 1:
+            raise IncompatibleError(f"expected to take at least 1 proposal, got {n}.")
         parts = []
         while n > 0:
             number, offset = divmod(self.next, self.batch)
@@ -163,7 +168,7 @@ class MonteCarlo:
             raise IncompatibleError(f"scheme must be one of {sorted(SCHEMES)}, got {scheme!r}.")
         self.proposal, self.energy, self.seed, self.scheme, self.local = proposal, energy, int(seed), scheme, local
         self.pool = Pool(proposal, energy, seed=seed, batch=batch)
-        self.positions = np.array(start.positions.double().reshape(-1, 3))
+        self.positions = start.positions.detach().cpu().double().reshape(-1, 3).numpy().copy()
         self.blocks = 0
 
     def block(self, n: int) -> tuple[np.ndarray, Records]:

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import gelu, linear
 
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
@@ -21,7 +21,8 @@ class ResidualMLP(nn.Module):
 
     ``sizes`` maps component names to their number of coordinates, ``periodic`` names the components that are angles: they
     enter as sines and cosines of the first ``harmonics`` multiples. ``precision`` is the number format of the hidden
-    matrix products; weights, inputs and outputs stay float32. An untrained network is silent.
+    matrix products; weights, inputs and outputs stay float32. An untrained network is silent. After ``.double()`` all of
+    it computes in float64, a reference to measure rounding against.
     """
 
     def __init__(
@@ -56,18 +57,23 @@ class ResidualMLP(nn.Module):
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor | None = None) -> tuple[Tangent, Tangent]:
         """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,)."""
-        hidden = linear(torch.cat(self._features(state), dim=1), self.enter, self.enter_bias).to(self.precision)
-        for (gain, shift), up, down in zip(self._modulation(t), self.up, self.down, strict=True):
-            inner = silu(torch.addcmul(shift, linear(hidden, up.to(self.precision)), gain))
-            hidden = hidden + linear(inner, down.to(self.precision))
-        out = linear(hidden.float(), self.leave, self.leave_bias).split(list(self.sizes.values()) * 2, dim=1)
+        # A network moved to float64 is a reference: it computes in float64 throughout.
+        precision = self.precision if self.enter.dtype == torch.float32 else self.enter.dtype
+        hidden = linear(torch.cat(self._features(state), dim=1), self.enter, self.enter_bias).to(precision)
+        for (gain, shift), up, down in zip(self._modulation(t, precision), self.up, self.down, strict=True):
+            if len(gain) == 1:  # one time for all: gain and shift are part of the product
+                inner = linear(hidden, (up * gain.T).to(precision), shift[0])
+            else:
+                inner = torch.addcmul(shift, linear(hidden, up.to(precision)), gain)
+            hidden = hidden + linear(gelu(inner), down.to(precision))
+        out = linear(hidden.to(self.leave.dtype), self.leave, self.leave_bias).split(list(self.sizes.values()) * 2, dim=1)
         names = list(self.sizes)
         return dict(zip(names, out[: len(names)], strict=True)), dict(zip(names, out[len(names) :], strict=True))
 
     def _features(self, state: State) -> list[Tensor]:
         features = []
         for name in self.sizes:
-            x = state[name].float()
+            x = state[name].to(self.enter.dtype)
             if name not in self.periodic:
                 features.append(x)
                 continue
@@ -75,11 +81,11 @@ class ResidualMLP(nn.Module):
                 features += [torch.sin(k * x), torch.cos(k * x)]
         return features
 
-    def _modulation(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _modulation(self, t: Tensor, precision: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Gain and shift (B or 1, width) a block."""
-        angles = t.float()[:, None] * torch.arange(1, self.frequencies + 1, device=t.device) * (0.5 * math.pi)
-        embedded = silu(linear(torch.cat([angles.sin(), angles.cos()], dim=1), *self.time))
-        both = linear(embedded, self.film).to(self.precision).chunk(2 * len(self.up), dim=1)
+        angles = t.to(self.enter.dtype)[:, None] * torch.arange(1, self.frequencies + 1, device=t.device) * (0.5 * math.pi)
+        embedded = gelu(linear(torch.cat([angles.sin(), angles.cos()], dim=1), *self.time))
+        both = linear(embedded.to(precision), self.film.to(precision)).chunk(2 * len(self.up), dim=1)
         return [(1 + gain, shift) for gain, shift in zip(both[::2], both[1::2], strict=True)]
 
 

@@ -28,7 +28,7 @@ class CartesianGraphormer(nn.Module):
         self.config = {"encoder": self.encoder.config, "scale": self.scale, "chiral": chiral}
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
-        positions = (state["pos"] * self.scale).float()
+        positions = state["pos"] * self.scale
         noise = self.head(self.encoder(positions, t.float(), descriptor), positions, descriptor)
         return {"pos": noise}, {"pos": noise.new_zeros(len(noise), 1, 1)}
 
@@ -50,7 +50,7 @@ class InternalGraphormer(nn.Module):
         self.register_buffer("atoms", torch.tensor(atoms), persistent=False)
         self.register_buffer("kind", torch.tensor([*self.coordinates.kinds, *[2] * len(torsions)]), persistent=False)
         width, seed = self.encoder.config["width"], self.encoder.config["seed"]
-        self.head = CoordinateHead(width=width, features=3, n_coordinates=len(atoms), channels=2, seed=seed)
+        self.head = CoordinateHead(width=width, features=3, n_coordinates=len(atoms), channels=2, precision=self.encoder.config["precision"], seed=seed)
 
     @classmethod
     def of(cls, coordinates: Internal, **encoder) -> InternalGraphormer:
@@ -60,7 +60,7 @@ class InternalGraphormer(nn.Module):
         return network
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
-        positions = self.coordinates.decode(state, descriptor).positions.float()
+        positions = self.coordinates.decode(state, descriptor).positions
         encoded = self.encoder(positions, t.float(), descriptor)
         shape, torsion = state["shape"].float(), state["torsion"].float()
         silent = torch.zeros_like(shape)
