@@ -1,0 +1,50 @@
+"""One list per kind of part: a new part is tested by being listed here."""
+
+from __future__ import annotations
+
+import torch
+
+from ..diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
+from ..diffusion.schedules import Schedule
+from ..diffusion.spaces import Space
+from ..energy import AnalyticScore, GaussianMixture, Law, WrappedMixture
+from ..sampling.solvers import SOLVERS
+
+__all__ = ["ALL_PROCESSES", "ALL_SCHEDULES", "ALL_SOLVERS", "ALL_SPACES", "example_law", "example_model"]
+
+ALL_SPACES: tuple[Space, ...] = (Euclidean(2), ZeroCentroid(3), Torus(2))
+
+ALL_SCHEDULES: tuple[Schedule, ...] = (
+    LogSNR(),
+    Linear(),
+    Sigmoid(),
+    Sigmoid.paper(),
+    Cosine(),
+    Geometric(),
+    Geometric(low=0.02, high=20.0),
+)
+
+ALL_PROCESSES: tuple[Diffusion, ...] = tuple(
+    Diffusion(space, schedule)
+    for space in ALL_SPACES
+    for schedule in ALL_SCHEDULES
+    if isinstance(schedule, Geometric) or not space.periodic
+)
+
+ALL_SOLVERS = tuple(SOLVERS)
+
+
+def example_law(space: Space) -> Law:
+    """Two components of unlike weights and widths on any space: a law that nothing about is symmetric."""
+    if space.periodic:
+        centres = torch.linspace(2.0, 2.8, space.dim), torch.linspace(-0.5, -1.0, space.dim)
+        return WrappedMixture([0.3, 0.7], torch.stack(centres), torch.tensor([[0.1], [0.3]]).expand(2, space.dim))
+    eye = torch.eye(space.dim, dtype=torch.float64)
+    tilt = 0.1 * (torch.ones_like(eye) - eye) / space.dim
+    means = torch.stack([torch.linspace(-1.2, -0.4, space.dim), torch.linspace(0.5, 0.9, space.dim)])
+    return GaussianMixture([0.3, 0.7], means, torch.stack([0.2 * eye + tilt, 0.4 * eye - tilt]))
+
+
+def example_model(**processes: Diffusion) -> AnalyticScore:
+    """The exact score of example laws, one a component."""
+    return AnalyticScore(Joint(**processes), {name: example_law(part.space) for name, part in processes.items()})
