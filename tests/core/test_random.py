@@ -44,6 +44,14 @@ def test_numbers_do_not_depend_on_the_portions_they_are_asked_for_in(portions):
     assert torch.equal(pieces, torch.cat([one_by_one.normal(1500) for _ in range(6)], dim=1))
 
 
+@pytest.mark.parametrize("block", [1, 16, 10_000])
+def test_numbers_do_not_depend_on_how_many_are_made_ahead(block, monkeypatch):
+    expected = Streams(SEED, range(3)).normal(5000)
+    monkeypatch.setattr("dig_core.random._BLOCK", block)
+    rng = Streams(SEED, range(3))
+    assert torch.equal(torch.cat([rng.normal(n) for n in (7, 1, 30, 4962)], dim=1), expected)
+
+
 def test_shape_only_arranges_the_same_numbers():
     assert torch.equal(Streams(SEED, range(2)).normal(4, 5).flatten(1), Streams(SEED, range(2)).normal(20))
 
