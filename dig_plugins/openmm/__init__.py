@@ -18,6 +18,7 @@ _HOME = {
     "backbone_dihedrals": "observables",
     "demo": "demonstration",
     "describe": "convert",
+    "dipeptide_observables": "observables",
     "model_system": "systems",
     "parallel_tempering": "tempering",
     "sample": "ensemble",

@@ -23,14 +23,11 @@ from dig_core.random import fresh_seed
 
 from .. import models
 from .montecarlo import Block, DiGMonteCarlo
-from .observables import Backbone, backbone_dihedrals
+from .observables import LEFT_HANDED, Backbone, backbone_dihedrals
 from .reporter import DiGReporter, TrajectoryReporter
 from .systems import ModelSystem, model_system
 
 __all__ = ["DemoRun", "demo"]
-
-RARE = (0.0, np.radians(130.0))
-"""phi of the left-handed states. Not all of phi > 0: extended structures cross 180 degrees all the time, which is no visit."""
 
 
 class DemoRun(NamedTuple):
@@ -145,7 +142,7 @@ def _run(name: str, backbone: Backbone, positions: np.ndarray, seconds: float, a
     from ..report import Run
 
     phi, psi = (angles[:, 0] for angles in backbone.measure(positions))
-    inside = (phi > RARE[0]) & (phi < RARE[1])
+    inside = (phi > LEFT_HANDED[0]) & (phi < LEFT_HANDED[1])
     # Every accepted proposal is a fresh draw; without proposals, only an entry from outside is a new visit.
     visits = int((inside & accepted).sum()) if accepted is not None else count_visits(inside)
     profile = free_energy_profile(phi, np.linspace(-np.pi, np.pi, 37), block=max(1, len(phi) // 50), rng=np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Named dihedrals of an OpenMM Topology."""
+"""Named dihedrals of an OpenMM Topology, and what ensembles of the alanine dipeptide are compared by."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from openmm import app
 
-from dig_core.coordinates.measure import dihedral
+from dig_core.coordinates.measure import angle, bond, dihedral
 from dig_core.errors import IncompatibleError
 
-__all__ = ["Backbone", "backbone_dihedrals"]
+__all__ = ["LEFT_HANDED", "Backbone", "backbone_dihedrals", "dipeptide_observables"]
+
+LEFT_HANDED = (0.0, np.radians(130.0))
+"""phi of the left-handed states. Not all of phi > 0: extended structures cross 180 degrees all the time, which is no visit."""
 
 
 class Backbone(NamedTuple):
@@ -50,3 +53,50 @@ def backbone_dihedrals(topology: app.Topology) -> Backbone:
     if not phi:
         raise IncompatibleError("no residue of this topology has both phi and psi: expected peptide bonds on both sides of an N, CA, C.")
     return Backbone(np.array(phi), np.array(psi))
+
+
+_BONDS = ["ACE.C-ACE.O", "ALA.N-ALA.H", "ALA.N-ALA.CA", "ALA.CA-ALA.CB", "ALA.CA-ALA.C", "ALA.C-NME.N", "NME.N-NME.C"]
+_ANGLES = ["ACE.C-ALA.N-ALA.CA", "ALA.N-ALA.CA-ALA.C", "ALA.N-ALA.CA-ALA.CB", "ALA.CA-ALA.C-NME.N", "ALA.C-NME.N-NME.C"]
+_OMEGAS = ["ACE.CH3-ACE.C-ALA.N-ALA.CA", "ALA.CA-ALA.C-NME.N-NME.C"]
+_METHYLS = ["ACE.H1-ACE.CH3-ACE.C-ALA.N", "ALA.N-ALA.CA-ALA.CB-ALA.HB1", "ALA.C-NME.N-NME.C-NME.H1"]
+_DISTANCES = {
+    "end to end": "ACE.CH3-NME.C", "carbonyls": "ACE.O-ALA.O", "H bond C7": "ACE.O-NME.H", "H bond C5": "ALA.H-ALA.O", "side": "ACE.O-ALA.CB",
+}  # fmt: skip
+
+
+def dipeptide_observables(topology: app.Topology, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """33 observables (F,) by name, of ``positions`` (F, 22, 3) nm of the alanine dipeptide: what exactness is judged by.
+
+    Lengths in nm, angles in radians, cosines and sines of torsions, populations of regions as 0 or 1 a frame. The region
+    ``left`` is that of :data:`LEFT_HANDED`. IncompatibleError if an atom is missing or called otherwise.
+    """
+    points = torch.as_tensor(np.asarray(positions), dtype=torch.float64)
+    number = {f"{atom.residue.name}.{atom.name}": atom.index for atom in topology.atoms()}
+
+    def measured(kind, names: list[str]) -> np.ndarray:
+        try:
+            return kind(points, [[number[atom] for atom in name.split("-")] for name in names]).numpy().T
+        except KeyError as error:
+            raise IncompatibleError(f"expected the alanine dipeptide ACE-ALA-NME, found no atom {error}.") from error
+
+    found = {f"bond {name}": x for name, x in zip(_BONDS, measured(bond, _BONDS), strict=True)}
+    found |= {f"angle {name}": x for name, x in zip(_ANGLES, measured(angle, _ANGLES), strict=True)}
+    found |= dict(zip(_DISTANCES, measured(bond, list(_DISTANCES.values())), strict=True))
+    heavy = points[:, [atom.index for atom in topology.atoms() if atom.element.symbol != "H"]]
+    found["radius of gyration"] = (heavy - heavy.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt().numpy()
+    phi, psi = (angles[:, 0] for angles in backbone_dihedrals(topology).measure(points.numpy()))
+    torsions = {"phi": phi, "psi": psi, **dict(zip(("omega 1", "omega 2"), measured(dihedral, _OMEGAS), strict=True))}
+    for name, torsion in torsions.items():
+        found |= {f"cos {name}": np.cos(torsion), f"sin {name}": np.sin(torsion)}
+    for name, torsion in zip(("ACE", "ALA", "NME"), measured(dihedral, _METHYLS), strict=True):
+        found[f"methyl {name} cos 3x"] = np.cos(3 * torsion)
+    return {**found, **_regions(phi, psi)}
+
+
+def _regions(phi: np.ndarray, psi: np.ndarray) -> dict[str, np.ndarray]:
+    """Populations of the Ramachandran plane; what is missing to one is polyproline-like."""
+    left = (phi > LEFT_HANDED[0]) & (phi < LEFT_HANDED[1])
+    helical = ~left & (np.abs(psi + np.radians(35)) < np.radians(85))
+    extended = ~left & ~helical & ~((phi > np.radians(-100)) & (phi <= 0))
+    masks = {"left": left, "helical": helical, "extended": extended, "helical, phi < -90": helical & (phi < -np.pi / 2)}
+    return {f"region {name}": mask.astype(np.float64) for name, mask in masks.items()}
