@@ -11,7 +11,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .coordinates import Cartesian, Internal
-from .diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Karras, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
+from .diffusion import (
+    Cosine,
+    Diffusion,
+    Euclidean,
+    Geometric,
+    Joint,
+    Karras,
+    Linear,
+    LogSNR,
+    Sigmoid,
+    Torus,
+    ZeroCentroid,
+)
 from .dig import Card, DiG
 from .errors import CheckpointError
 from .files import write_atomically
@@ -29,14 +41,17 @@ _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 
 
 def save(dig: DiG, path: str | Path) -> None:
-    """Write ``dig`` to ``path``: complete or not at all."""
-    network = getattr(dig.model, "network", None) or dig.model.potential
+    """Write ``dig`` to ``path``: complete or not at all. Raises :class:`CheckpointError` for parts that could not be read back."""
+    score = type(dig.model).__name__
+    if score not in _SCORES:
+        raise CheckpointError(f"cannot save a {score!r}, this version knows {sorted(_SCORES)}. Save the model inside it.")
+    network = dig.model.network if score == "NoiseScore" else dig.model.potential
     header = {
         "schema": SCHEMA,
-        "score": type(dig.model).__name__,
-        "network": _part(network),
-        "process": {name: [_part(p.space), _part(p.schedule)] for name, p in dig.process.items()},
-        "coordinates": _part(dig.coordinates),
+        "score": score,
+        "network": _part(network, NETWORKS),
+        "process": {name: [_part(p.space, _BUILDERS), _part(p.schedule, _BUILDERS)] for name, p in dig.process.items()},
+        "coordinates": _part(dig.coordinates, _COORDINATES),
         "descriptor": {"schema": dig.descriptor.schema},
         "card": asdict(dig.card),
     }
@@ -48,8 +63,13 @@ def save(dig: DiG, path: str | Path) -> None:
         tensors["descriptor.reference"] = dig.descriptor.reference.positions
     if dig.schedule is not None:
         tensors["schedule"] = dig.schedule
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(Path(path), to_bytes(tensors, metadata={"dig": json.dumps(header)}))
+    # Copies: safetensors refuses tensors that share memory, such as coordinates that the network holds too.
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    try:
+        text = json.dumps(header)
+    except TypeError as error:
+        raise CheckpointError(f"the card or a config cannot be saved ({error}): use numbers, strings, lists and dicts.") from error
+    write_atomically(Path(path), to_bytes(tensors, metadata={"dig": text}))
 
 
 def load(path: str | Path) -> DiG:
@@ -62,11 +82,19 @@ def load(path: str | Path) -> DiG:
         )
     try:
         return _build(header, tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except _UnknownPart as error:
+        raise CheckpointError(f"{path}: {error} Install a dig-plugins that matches the checkpoint.") from error
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be rebuilt: {type(error).__name__}: {error}. It is incomplete or was edited.") from error
 
 
-def _part(thing) -> dict:
+class _UnknownPart(CheckpointError):
+    """A kind of part that this version does not have."""
+
+
+def _part(thing, kinds: dict) -> dict:
+    if type(thing) not in kinds.values():
+        raise CheckpointError(f"cannot save a {type(thing).__name__!r}, this version knows {sorted(kinds)}.")
     return {"type": type(thing).__name__, "config": thing.config}
 
 
@@ -84,10 +112,10 @@ def _read(path: Path) -> tuple[dict, dict]:
     return header, tensors
 
 
-def _named(kinds: dict, part: dict):
-    if part["type"] not in kinds:
-        raise CheckpointError(f"the checkpoint holds a {part['type']!r}, this version knows {sorted(kinds)}.")
-    return kinds[part["type"]]
+def _named(kinds: dict, name: str):
+    if name not in kinds:
+        raise _UnknownPart(f"the checkpoint holds a {name!r}, this version knows {sorted(kinds)}.")
+    return kinds[name]
 
 
 def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:
@@ -96,20 +124,18 @@ def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:
 
     process = Joint(
         **{
-            name: Diffusion(*(_named(_BUILDERS, part)(**part["config"]) for part in parts))
+            name: Diffusion(*(_named(_BUILDERS, part["type"])(**part["config"]) for part in parts))
             for name, parts in header["process"].items()
         }
     )
-    network = _named(NETWORKS, header["network"])(**header["network"]["config"])
+    network = _named(NETWORKS, header["network"]["type"])(**header["network"]["config"])
     network.load_state_dict(of("network."))
-    coordinates = _named(_COORDINATES, header["coordinates"]).from_config(**header["coordinates"]["config"])
+    coordinates = _named(_COORDINATES, header["coordinates"]["type"]).from_config(**header["coordinates"]["config"])
     coordinates.load_state_dict(of("coordinates."))
     given = of("descriptor.")
     reference = given.pop("reference", None)
     descriptor = Descriptor(
         **given, reference=None if reference is None else Geometry(reference), schema=header["descriptor"]["schema"]
     )
-    if header["score"] not in _SCORES:
-        raise CheckpointError(f"the checkpoint holds a {header['score']!r}, this version knows {sorted(_SCORES)}.")
-    model = _SCORES[header["score"]](network, process).eval().requires_grad_(False)
+    model = _named(_SCORES, header["score"])(network, process).eval().requires_grad_(False)
     return DiG(model, coordinates, descriptor, Card(**header["card"]), tensors.get("schedule"))

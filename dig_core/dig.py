@@ -94,6 +94,8 @@ class DiG:
         self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=(), start: int = 0
     ) -> Iterator[Samples]:
         """The same in batches, with flat memory."""
+        if n < 1 or batch < 1:
+            raise IncompatibleError(f"expected at least 1 sample, in batches of at least 1, got n = {n} and batch = {batch}.")
         if method != "path" and method not in SOLVERS:
             raise IncompatibleError(f"method must be 'path' or one of {sorted(SOLVERS)}, got {method!r}.")
         from .sampling.guidance import Guided
