@@ -1,0 +1,145 @@
+"""Solvers: order of convergence, streams, where they start and stop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dig_core.diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Torus, ZeroCentroid
+from dig_core.energy import AnalyticScore, GaussianMixture
+from dig_core.errors import IncompatibleError
+from dig_core.random import Streams
+from dig_core.sampling.flow import Flow, flow_times
+from dig_core.sampling.solvers import SOLVERS, denoised
+from dig_core.testing import ALL_SOLVERS, check_streams, example_model, toy
+
+DOUBLE = torch.float64
+MODEL = example_model(
+    x=Diffusion(Euclidean(2), LogSNR()), pos=Diffusion(ZeroCentroid(3), Linear()), a=Diffusion(Torus(2), Geometric())
+)
+
+
+def grid(steps: int, first: float | None = None) -> torch.Tensor:
+    """An even grid, or one whose first step is the same for every number of steps."""
+    if first is None:
+        return torch.linspace(0, 1, steps + 1, dtype=DOUBLE)
+    return torch.cat([torch.zeros(1, dtype=DOUBLE), torch.linspace(first, 1, steps + 1, dtype=DOUBLE)])
+
+
+def latent(model: AnalyticScore, n: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    return model.process.prior(model.process.empty(n, DOUBLE)).sample(Streams(seed, range(n)))
+
+
+def run(model, name: str, steps: torch.Tensor, n: int = 8, **options):
+    return SOLVERS[name](model, None, steps, Streams(0, range(n)), **options)
+
+
+@pytest.mark.parametrize("name", ALL_SOLVERS)
+def test_sample_depends_on_its_stream_alone(name):
+    check_streams(lambda rng: SOLVERS[name](MODEL, None, grid(6), rng), tolerance=1e-8)
+
+
+@pytest.mark.parametrize("name", ALL_SOLVERS)
+def test_states_are_float64_on_their_spaces_and_inputs_stay(name):
+    start, steps = latent(MODEL, 8), grid(6)
+    before = {key: x.clone() for key, x in start.items()}
+    found = run(MODEL, name, steps, start=start)
+    assert all(x.dtype == DOUBLE and x.isfinite().all() and x.shape == start[key].shape for key, x in found.items())
+    assert found["pos"].mean(1).abs().max() < 1e-9
+    assert found["a"].abs().max() <= torch.pi
+    assert all(torch.equal(start[key], x) for key, x in before.items())
+    assert torch.equal(steps, grid(6))
+
+
+@pytest.mark.parametrize("name", ["heun", "rk4", "dpm++"])
+def test_flows_are_maps_of_the_latent(name):
+    """The same latent gives the same state, drawn or handed over."""
+    start = latent(MODEL, 4)
+    drawn, given = (
+        run(MODEL, name, grid(8), n=4),
+        SOLVERS[name](MODEL, None, grid(8), Streams(99, range(4)), start=start),
+    )
+    for key, x in drawn.items():
+        torch.testing.assert_close(given[key], x)
+
+
+@pytest.mark.parametrize(("name", "order"), [("heun", 2), ("rk4", 4), ("dpm++", 2)])
+@pytest.mark.parametrize("schedule", [LogSNR(), Cosine(), Geometric(0.02, 20.0)], ids=lambda s: type(s).__name__)
+def test_order_of_convergence(name, order, schedule):
+    """Twice the steps, an error 2^order smaller."""
+    model = example_model(x=Diffusion(Euclidean(2), schedule))
+    fine = run(model, name, grid(320, 0.02))["x"]
+    coarse, half = (float((run(model, name, grid(steps, 0.02))["x"] - fine).norm()) for steps in (20, 40))
+    assert coarse / half > 0.7 * 2**order
+
+
+@pytest.mark.parametrize("name", ["heun", "rk4", "dpm++"])
+def test_flow_of_normal_data_is_the_linear_map(name):
+    """x_t = alpha m + sqrt(v_t / v_1) (x_1 - alpha_1 m), in closed form, at the flow's last time; no noise is left by dpm++."""
+    law = GaussianMixture([1.0], [[0.5, -1.0]], [[0.3, 2.0]])
+    model = AnalyticScore(Joint(x=Diffusion(Euclidean(2), LogSNR())), {"x": law})
+    start, last = latent(model, 6), flow_times(grid(200))[:1]
+    (alpha_1, sigma_1), (alpha, sigma) = (
+        model.process["x"].levels(torch.ones(1, dtype=DOUBLE)),
+        model.process["x"].levels(last),
+    )
+    variance = law.covariances[0].diagonal()
+    gain = ((alpha**2 * variance + sigma**2) / (alpha_1**2 * variance + sigma_1**2)).sqrt()
+    wanted = law.means + gain * (start["x"] - alpha_1 * law.means) / alpha
+    found = run(model, name, grid(200), start=start)["x"]
+    torch.testing.assert_close(found, wanted, atol={"heun": 1e-4, "rk4": 1e-8, "dpm++": 0.02}[name], rtol=0)
+
+
+def test_ancestral_draws_what_the_path_proposal_draws():
+    dig, rng = toy(MODEL), Streams(3, range(5))
+    proposed = dig.proposal(steps=7).draw(5, Streams(3, range(5))).state
+    for key, x in SOLVERS["ancestral"](MODEL, None, dig.grid(7), rng).items():
+        torch.testing.assert_close(x, proposed[key])
+    samples = dig.sample(5, seed=3, steps=7, batch=2)
+    torch.testing.assert_close(samples.state["x"], proposed["x"])
+
+
+def test_denoised_is_the_mean_of_the_clean_points():
+    """Against Bayes' rule for a normal law."""
+    law = GaussianMixture([1.0], [[0.5]], [[0.3]])
+    model = AnalyticScore(Joint(x=Diffusion(Euclidean(1), Linear())), {"x": law})
+    t, x = torch.tensor([0.4], dtype=DOUBLE), torch.tensor([[1.0], [-2.0]], dtype=DOUBLE)
+    alpha, sigma = model.process["x"].levels(t)
+    wanted = 0.5 + alpha * 0.3 / (alpha**2 * 0.3 + sigma**2) * (x - 0.5 * alpha)
+    torch.testing.assert_close(denoised(model, {"x": x}, t, None)["x"], wanted)
+
+
+@pytest.mark.parametrize("method", ["heun", "rk4"])
+def test_inverse_step_undoes_the_step(method):
+    flow, (s, t) = Flow(MODEL, None, method), torch.tensor([0.3, 0.4], dtype=DOUBLE).split(1)
+    state = latent(MODEL, 4)
+    found, gap = flow.inverse(flow.step(state, t, s), t, s)
+    assert gap.abs().max() < 1e-12
+    assert flow.gap(found, state).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("method", ["heun", "rk4"])
+def test_jacobian_of_a_step_is_that_of_central_differences(method):
+    flow, (s, t) = Flow(MODEL, None, method), torch.tensor([0.3, 0.4], dtype=DOUBLE).split(1)
+    state, h = latent(MODEL, 3), 1e-5
+    image, jacobian = flow.step_jacobian(state, t, s)
+    torch.testing.assert_close(flow.gap(flow.step(state, t, s), image), torch.zeros(3, flow.dim, dtype=DOUBLE))
+    for column, way in enumerate(torch.eye(flow.dim, dtype=DOUBLE)):
+        ahead, behind = (flow.step(flow.shift(state, sign * h * way.expand(3, -1)), t, s) for sign in (1, -1))
+        torch.testing.assert_close(jacobian[..., column], flow.gap(behind, ahead) / (2 * h), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL_SOLVERS)
+@pytest.mark.parametrize("bad", [[0.0, 0.5, 0.5, 1.0], [0.1, 1.0], [0.0, 0.9], [1.0, 0.0], [0.0]])
+def test_bad_grids_are_refused(name, bad):
+    with pytest.raises(IncompatibleError, match="grid"):
+        run(MODEL, name, torch.tensor(bad, dtype=DOUBLE))
+
+
+def test_facade_knows_every_solver():
+    dig = toy(MODEL)
+    for name in ALL_SOLVERS:
+        samples = dig.sample(3, seed=0, steps=4, method=name)
+        assert samples.valid.all() and samples.log_q is None
+    with pytest.raises(IncompatibleError, match="method"):
+        dig.sample(3, seed=0, steps=4, method="euler")
