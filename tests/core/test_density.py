@@ -57,8 +57,11 @@ def normal_flow_log_prob(model: AnalyticScore, x: torch.Tensor, steps: torch.Ten
     return torch.distributions.Normal(mean, width).log_prob(x @ axes).sum(1)
 
 
-@by_name
-@pytest.mark.parametrize("kind", ["trace", "map"])
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [*((schedule, "trace") for schedule in SCHEDULES), (SCHEDULES[0], "map")],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
 def test_normal_law_in_closed_form(schedule, kind):
     law = GaussianMixture([1.0], [[0.5, -0.3]], [[[0.5, 0.2], [0.2, 0.3]]])
     model = AnalyticScore(Joint(x=Diffusion(Euclidean(2), schedule)), {"x": law})
@@ -74,16 +77,13 @@ def test_kinds_agree_on_a_fine_grid():
     state = draw(SMALL, 6)
     trace, discrete = (flow_log_prob(SMALL, None, state, grid(100), kind=kind).value for kind in ("trace", "map"))
     assert (trace - discrete).abs().max() < 1e-5
-    state = draw(MODEL, 4)
-    trace, discrete = (flow_log_prob(MODEL, None, state, grid(30), kind=kind).value for kind in ("trace", "map"))
-    assert (trace - discrete).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize("method", ["rk4", "heun"])
 def test_trace_converges_with_the_order_of_the_method(method):
     state = draw(SMALL, 6)
-    fine = flow_log_prob(SMALL, None, state, grid(200)).value
-    errors = [(flow_log_prob(SMALL, None, state, grid(k), method=method).value - fine).abs().max() for k in (30, 60)]
+    fine = flow_log_prob(SMALL, None, state, grid(120)).value
+    errors = [(flow_log_prob(SMALL, None, state, grid(k), method=method).value - fine).abs().max() for k in (20, 40)]
     assert errors[0] / errors[1] > {"rk4": 9, "heun": 3}[method]
 
 
@@ -191,10 +191,10 @@ def test_energy_parametrised_score_has_a_density():
             return (0.3 * torch.cos(2 * state["x"]) * t[:, None]).sum(1)
 
     model = EnergyScore(Well(), Joint(x=Diffusion(Euclidean(2), LogSNR())))
-    state, log_q = flow_sample(model, None, grid(40), Streams(0, range(5)))
-    for kind, tolerance in (("map", 1e-9), ("trace", 1e-4)):
+    state, log_q = flow_sample(model, None, grid(20), Streams(0, range(5)))
+    for kind, tolerance in (("map", 1e-9), ("trace", 1e-3)):
         torch.testing.assert_close(
-            flow_log_prob(model, None, state, grid(40), kind=kind).value, log_q.value, atol=tolerance, rtol=0
+            flow_log_prob(model, None, state, grid(20), kind=kind).value, log_q.value, atol=tolerance, rtol=0
         )
 
 
