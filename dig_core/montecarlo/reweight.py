@@ -42,7 +42,8 @@ def reweighted_frames(dig: DiG, energy: Energy, n: int, *, seed: int, batch: int
         with torch.no_grad():
             log_weights.append(-energy(samples.geometry).double() - samples.log_q)
         geometries.append(samples.geometry.positions)
-    log_weight = torch.nan_to_num(torch.cat(log_weights), nan=-torch.inf)
+    log_weight = torch.cat(log_weights)
+    log_weight = torch.where(log_weight.isnan(), -torch.inf, log_weight)
     share = torch.from_numpy(np.asarray(normalised_weights(log_weight)))
     ess = effective_sample_size(log_weight)
     wanted = max(2, int(ess * n))

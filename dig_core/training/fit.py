@@ -29,6 +29,9 @@ from .losses import Frames, denoising_loss, fisher_information
 __all__ = ["FitConfig", "FitResult", "fit"]
 
 
+_COLUMNS = ("step", "training", "validation", "spread")
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How long and how fast. ``steps`` optimiser steps of ``batch`` frames; cosine decay of ``rate`` after ``warmup`` steps.
@@ -76,9 +79,17 @@ def fit(
     With ``directory``, progress is written to ``log.csv`` and ``resume.safetensors`` there, and a run that was cut off
     goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
     is called with the averaged model at every validation, the first time after ``every`` steps.
+
+    Raises
+    ------
+    IncompatibleError: fewer than 2 frames, frames that hold NaN, or a loss that explodes. CheckpointError: the directory
+        holds another run.
     """
     if len(frames) < 2:
         raise IncompatibleError(f"expected at least 2 frames to train on, got {len(frames)}.")
+    _check(frames, "training")
+    if validation is not None:
+        _check(validation, "validation")
     trainer = _Trainer(model, frames, descriptor, config)
     directory = None if directory is None else Path(directory)
     if directory is not None:
@@ -127,7 +138,7 @@ class _Trainer:
         )
         total = loss["noise"] + config.spread_weight * loss["spread"]
         if not torch.isfinite(total):
-            raise IncompatibleError(f"the loss became {float(total)} at step {self.step}: check the frames for NaN, or lower the rate.")
+            raise IncompatibleError(f"the loss became {float(total.detach())} at step {self.step}: lower the rate, or clip more.")
         self.optimiser.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -144,7 +155,7 @@ class _Trainer:
     @torch.no_grad()
     def validate(self, validation: Frames | None) -> dict:
         """Losses of the averaged model on held-out frames, with the same times and noise at every call."""
-        row = {"step": self.step, "training": self.running, "validation": math.nan, "spread": math.nan}
+        row = dict(zip(_COLUMNS, (self.step, self.running, math.nan, math.nan), strict=True))
         if validation is not None and len(validation):
             rng = torch.Generator().manual_seed(self.config.seed + 12345)
             times = _stratified(len(validation), rng)
@@ -166,6 +177,8 @@ class _Trainer:
             tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors |= {"order": self.order.get_state(), "noise": self.noise.get_state()}
         tensors["progress"] = torch.tensor([self.step, self.running], dtype=torch.float64)
+        rows = [[row[name] for name in _COLUMNS] for row in self.history]
+        tensors["history"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
         write_atomically(path, to_bytes({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
 
     def resume(self, path: Path) -> None:
@@ -186,10 +199,27 @@ class _Trainer:
         self.order.set_state(tensors["order"])
         self.noise.set_state(tensors["noise"])
         self.step, self.running = int(tensors["progress"][0]), float(tensors["progress"][1])
+        rows = tensors.get("history", torch.empty(0, len(_COLUMNS))).tolist()
+        self.history = [dict(zip(_COLUMNS, (int(row[0]), *row[1:]), strict=True)) for row in rows]
+
+
+def _check(frames: Frames, what: str) -> None:
+    """Raise IncompatibleError for a number that is not finite or a negative weight: it would spoil a long run in its midst."""
+    for kind, part in (("state", frames.state), ("force", frames.force or {})):
+        for name, x in part.items():
+            bad = ~torch.isfinite(x).flatten(1).all(1)
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                raise IncompatibleError(f"the {what} data hold a {kind} {name!r} that is not finite, first in frame {first}.")
+    if frames.weight is not None:
+        bad = ~(torch.isfinite(frames.weight) & (frames.weight >= 0))
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise IncompatibleError(f"the {what} data hold a weight of {float(frames.weight[first])} in frame {first}: expected 0 or more.")
 
 
 def _factor(step: int, config: FitConfig) -> float:
-    return min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return min(1.0, (step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def _stratified(n: int, rng: torch.Generator) -> torch.Tensor:

@@ -33,7 +33,8 @@ def frames_of(
             bad = low + int((~torch.isfinite(u)).nonzero()[0])
             raise IncompatibleError(f"frame {bad} has no finite energy: remove or minimise it before training.")
         total = (coordinates.log_volume(state, descriptor) - u).sum()
-        force = dict(zip(state, torch.autograd.grad(total, list(state.values())), strict=True))
+        # A molecule without free torsions has an empty component, which no energy depends on.
+        force = dict(zip(state, torch.autograd.grad(total, list(state.values()), materialize_grads=True), strict=True))
         parts.append((state, force))
     return Frames(_join([state for state, _ in parts]), None if energy is None else _join([force for _, force in parts]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from ..types import State, Tangent
 __all__ = ["Frames", "blend", "denoising_loss", "fisher_information"]
 
 
-class Frames(NamedTuple):
+@dataclass(frozen=True)
+class Frames:
     """Training data in a model's coordinates.
 
     ``state`` F points; ``force`` grad log p at them in the same coordinates (Jacobian included) or None; ``weight`` (F,)
@@ -25,7 +26,7 @@ class Frames(NamedTuple):
     force: Tangent | None = None
     weight: Tensor | None = None
 
-    def __len__(self) -> int:  # frames, not fields
+    def __len__(self) -> int:
         return len(next(iter(self.state.values())))
 
     def take(self, index: Tensor) -> Frames:
