@@ -78,7 +78,7 @@ def with_mlp(descriptor: Descriptor, precision: str = "float32") -> DiG:
         sizes, ["torsion"], width=24, blocks=2, harmonics=2, frequencies=4, precision=precision, seed=3
     )
     model = shaken(NoiseScore(network, internal_process(coordinates)))
-    return DiG(model, coordinates, descriptor, CARD, torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64))
+    return DiG(model, coordinates, descriptor, CARD)
 
 
 def with_internal_graphormer(descriptor: Descriptor) -> DiG:
@@ -146,13 +146,6 @@ def test_loaded_model_is_ready_to_use_and_frozen(saved):
     model = DiG.load(saved).model
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_schedule_is_kept_and_may_be_missing(saved, tmp_path):
-    assert DiG.load(saved).grid(6)[1:3].tolist() == pytest.approx([0.05, 0.1])
-    even = replace(with_mlp(peroxide()), schedule=None)
-    even.save(tmp_path / "even.safetensors")
-    assert DiG.load(tmp_path / "even.safetensors").schedule is None
 
 
 def test_descriptor_without_reference(tmp_path):
