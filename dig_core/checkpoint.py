@@ -61,8 +61,6 @@ def save(dig: DiG, path: str | Path) -> None:
         tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
     if dig.descriptor.reference is not None:
         tensors["descriptor.reference"] = dig.descriptor.reference.positions
-    if dig.schedule is not None:
-        tensors["schedule"] = dig.schedule
     # Copies: safetensors refuses tensors that share memory, such as coordinates that the network holds too.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
@@ -138,4 +136,4 @@ def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:
         **given, reference=None if reference is None else Geometry(reference), schema=header["descriptor"]["schema"]
     )
     model = _named(_SCORES, header["score"])(network, process).eval().requires_grad_(False)
-    return DiG(model, coordinates, descriptor, Card(**header["card"]), tensors.get("schedule"))
+    return DiG(model, coordinates, descriptor, Card(**header["card"]))

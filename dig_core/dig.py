@@ -53,7 +53,6 @@ class DiG:
     coordinates: nn.Module
     descriptor: Descriptor
     card: Card = Card()
-    schedule: Tensor | None = None
 
     def __post_init__(self):
         if self.descriptor.reference is None:
@@ -69,17 +68,11 @@ class DiG:
         return self.model.process
 
     def grid(self, steps: int | None = None) -> Tensor:
-        """(K + 1,) times from 0 to 1: the tuned grid stretched to ``steps``, or an even one."""
+        """(K + 1,) even times from 0 to 1; ``steps`` K defaults to the card's. Schedules decide what an even step means."""
         steps = self.card.steps if steps is None else int(steps)
         if steps < 1:
             raise IncompatibleError(f"steps must be at least 1, got {steps}.")
-        even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        if self.schedule is None:
-            return even
-        knots = self.schedule.double()
-        position = even * (len(knots) - 1)
-        left = position.floor().long().clamp(max=len(knots) - 2)
-        return torch.lerp(knots[left], knots[left + 1], position - left)
+        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
     def sample(
         self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=()
@@ -100,7 +93,7 @@ class DiG:
             raise IncompatibleError(f"method must be 'path' or one of {sorted(SOLVERS)}, got {method!r}.")
         from .sampling.guidance import Guided
 
-        dig = self if not guidance else DiG(Guided(self.model, *guidance), self.coordinates, self.descriptor, self.card, self.schedule)
+        dig = self if not guidance else DiG(Guided(self.model, *guidance), self.coordinates, self.descriptor, self.card)
         for low in range(start, start + n, batch):
             rng = Streams(seed, range(low, min(low + batch, start + n)))
             if method == "path":

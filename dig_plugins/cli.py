@@ -16,12 +16,16 @@ app.add_typer(models_app, name="models")
 Seed = Annotated[Optional[int], typer.Option(help="Random seed; drawn and recorded if not given.")]  # noqa: UP045 (typer on 3.10)
 
 
+Threads = Annotated[int, typer.Option(help="Threads of the network's products; they are small, more than one seldom pays.")]
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory of the run; must be new or empty.")],
     seconds: Annotated[float, typer.Option(help="Wall time of each of the two simulations.")] = 20.0,
     model: Annotated[str, typer.Option(help="A shipped model.")] = "alanine-dipeptide",
     seed: Seed = None,
+    threads: Threads = 1,
 ) -> None:
     """Sample a molecule's equilibrium by MD mixed with DiG proposals, beside plain MD given the same time.
 
@@ -29,6 +33,7 @@ def demo(
     """
     from .openmm import demo as run
 
+    _use_threads(threads)
     found = run(out, model=model, seconds=seconds, seed=seed)
     summary = found.summary
     typer.echo(
@@ -44,6 +49,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", help="Number of structures.")] = 1000,
     out: Annotated[Path, typer.Option(help="File to write: .xtc (with .pdb and .npz beside it), .pdb or .npz.")] = Path("samples.xtc"),
     seed: Seed = None,
+    threads: Threads = 1,
 ) -> None:
     """Draw independent structures with their exact weights.
 
@@ -51,6 +57,7 @@ def sample(
     """
     from .openmm import sample as draw
 
+    _use_threads(threads)
     ensemble = draw(model, n, seed=seed)
     ensemble.save(out)
     typer.echo(f"{n} structures worth {ensemble.effective_sample_size:.0f} equilibrium samples, seed {ensemble.seed}: {out}")
@@ -73,6 +80,12 @@ def models_show(name: str) -> None:
     from . import models
 
     typer.echo(json.dumps(asdict(models.load(name).card), indent=2))
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, threads))
 
 
 def main() -> None:

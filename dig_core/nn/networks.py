@@ -49,8 +49,8 @@ class InternalGraphormer(nn.Module):
         atoms = [list(a) + [-1] * (4 - len(a)) for a in [*shape, *torsions]]
         self.register_buffer("atoms", torch.tensor(atoms), persistent=False)
         self.register_buffer("kind", torch.tensor([*self.coordinates.kinds, *[2] * len(torsions)]), persistent=False)
-        width, seed = self.encoder.config["width"], self.encoder.config["seed"]
-        self.head = CoordinateHead(width=width, features=3, n_coordinates=len(atoms), channels=2, precision=self.encoder.config["precision"], seed=seed)
+        shared = {name: self.encoder.config[name] for name in ("width", "precision", "seed")}
+        self.head = CoordinateHead(features=3, n_coordinates=len(atoms), channels=2, **shared)
 
     @classmethod
     def of(cls, coordinates: Internal, **encoder) -> InternalGraphormer:

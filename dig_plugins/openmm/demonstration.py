@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from openmm import app, unit
+from openmm import unit
 from tqdm.auto import tqdm
 
 from dig_core.dig import DiG
@@ -64,8 +64,8 @@ def demo(
 ) -> DemoRun:
     """Run for ``seconds`` with proposals and as long without, and write everything to ``directory``.
 
-    Files: ``trajectory.xtc`` + ``.pdb`` (the chain, one frame a proposal), ``samples.npz``, ``proposals.csv``, ``run.json``, ``report.png`` and
-    ``report.html``. The directory must be new or empty.
+    Files: ``trajectory.xtc`` + ``.pdb`` (the chain, one frame a proposal), ``samples.npz``, ``proposals.csv``, ``run.json``,
+    ``report.png`` and ``report.html``. The directory must be new or empty.
     """
     if seconds <= 0:
         raise IncompatibleError(f"expected a positive number of seconds, got {seconds}.")
@@ -82,7 +82,7 @@ def demo(
 
 def _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress):
     simulation = system.simulation(seed=seed)
-    chain = DiGMonteCarlo(simulation, dig, seed=seed, md_steps=md_steps, proposals=proposals)
+    chain = DiGMonteCarlo(simulation, dig, seed=seed, md_steps=md_steps, proposals=proposals, batch=512)
     recorder = _Recorder()
     log, trajectory = DiGReporter(directory / "proposals.csv"), TrajectoryReporter(directory / "trajectory.xtc", system.topology)
     chain.reporters += [recorder, log, trajectory]
@@ -106,7 +106,7 @@ def _plain(system: ModelSystem, seconds: float, seed: int, progress) -> tuple[np
 
 
 def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seconds, md_positions, md_seconds, md_ps) -> DemoRun:
-    from ..report import DemoResult, Run, demo_report
+    from ..report import DemoResult, demo_report
 
     backbone = backbone_dihedrals(system.topology)
     positions, accepted = np.concatenate(recorder.positions), recorder.field("accepted")
@@ -121,7 +121,8 @@ def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seco
         "acceptance": statistics.acceptance, "raw_ess": effective_sample_size(log_weight), "proposals": statistics.proposed,
         "proposals_per_second": statistics.proposed / seconds, "longest_rejection_run": statistics.longest_rejection_run,
         "failed": statistics.failed, "steps": dig.card.steps, "md_steps_per_block": chain.md_steps, "proposals_per_block": chain.proposals,
-        "visits_to_positive_phi": mixed.visits, "seconds": seconds, "plain_md": {"seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": plain.visits},
+        "visits_to_positive_phi": mixed.visits, "seconds": seconds,
+        "plain_md": {"seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": plain.visits},
         "energy_platform": chain.energy.platform_name, "device": "cpu", "units": "trajectory nm, samples.npz positions nm, energies kT",
         "versions": _versions(),
     }  # fmt: skip

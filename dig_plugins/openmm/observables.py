@@ -60,8 +60,12 @@ _ANGLES = ["ACE.C-ALA.N-ALA.CA", "ALA.N-ALA.CA-ALA.C", "ALA.N-ALA.CA-ALA.CB", "A
 _OMEGAS = ["ACE.CH3-ACE.C-ALA.N-ALA.CA", "ALA.CA-ALA.C-NME.N-NME.C"]
 _METHYLS = ["ACE.H1-ACE.CH3-ACE.C-ALA.N", "ALA.N-ALA.CA-ALA.CB-ALA.HB1", "ALA.C-NME.N-NME.C-NME.H1"]
 _DISTANCES = {
-    "end to end": "ACE.CH3-NME.C", "carbonyls": "ACE.O-ALA.O", "H bond C7": "ACE.O-NME.H", "H bond C5": "ALA.H-ALA.O", "side": "ACE.O-ALA.CB",
-}  # fmt: skip
+    "end to end": "ACE.CH3-NME.C",
+    "carbonyls": "ACE.O-ALA.O",
+    "H bond C7": "ACE.O-NME.H",
+    "H bond C5": "ALA.H-ALA.O",
+    "side": "ACE.O-ALA.CB",
+}
 
 
 def dipeptide_observables(topology: app.Topology, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import torch
 from openmm import app, unit
 
 from dig_core.coordinates import Internal
-from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus
+from dig_core.diffusion import Diffusion, Euclidean, Joint, Karras, LogSNR, Torus
 from dig_core.dig import Card, DiG
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
@@ -51,13 +51,13 @@ class Recipe:
     seed: int = 1
     tempering: int = 5000  # iterations of 250 steps of 2 fs at each of eight temperatures
     snapshots: int = 40  # of each tempered frame, 25 steps apart
-    width: int = 384
+    width: int = 256
     blocks: int = 4
-    first_steps: int = 12_000
-    proposals: int = 250_000  # weighed by the first model to make the frames of the second stage
-    second_steps: int = 40_000
+    first_steps: int = 4000
+    proposals: int = 400_000  # weighed by the first model to make the frames of the second stage
+    second_steps: int = 45_000
     batch: int = 1024
-    path_steps: int = 40
+    path_steps: int = 32
 
 
 def simulation_at(system: mm.System, topology: app.Topology, friction: float, seed: int) -> app.Simulation:
@@ -70,25 +70,27 @@ def simulation_at(system: mm.System, topology: app.Topology, friction: float, se
 
 def make_frames(recipe: Recipe, topology, system, positions, out: Path) -> np.ndarray:
     """(F, N, 3) nm at 300 K: parallel tempering for the slow torsions, fanned out for the fast motions."""
-    file = out / "frames.npz"
-    if not file.exists():
+    slow, all_frames = out / "tempered.npz", out / "frames.npz"
+    if not slow.exists():
         simulation = simulation_at(system, topology, 1.0, recipe.seed)
         simulation.context.setPositions(positions)
         simulation.minimizeEnergy()
         tempered = parallel_tempering(simulation, LADDER, recipe.tempering, steps=250, seed=recipe.seed)
         log.info("parallel tempering: %d frames, swap rate %.2f", len(tempered.positions), tempered.swap_rate)
-        fast = simulation_at(system, topology, 5.0, recipe.seed + 1)
-        fast.context.setPositions(positions)
-        frames = fan_out(fast, tempered.positions, recipe.snapshots, seed=recipe.seed + 1)
-        np.savez(file, positions=frames)
-    return np.load(file)["positions"]
+        np.savez(slow, positions=tempered.positions.astype(np.float32))
+    if not all_frames.exists():
+        simulation = simulation_at(system, topology, 5.0, recipe.seed + 1)
+        simulation.context.setPositions(positions)
+        frames = fan_out(simulation, np.load(slow)["positions"], recipe.snapshots, seed=recipe.seed + 1)
+        np.savez(all_frames, positions=frames)
+    return np.load(all_frames)["positions"]
 
 
 def build(recipe: Recipe, coordinates: Internal) -> NoiseScore:
     """An untrained score model: torsions on a torus, everything else standardised, a residual network over both."""
     sizes = {"shape": len(coordinates.centre), "torsion": len(coordinates.torsion_atoms)}
     process = Joint(
-        shape=Diffusion(Euclidean(sizes["shape"]), LogSNR(6.0, -6.0)), torsion=Diffusion(Torus(sizes["torsion"]), Geometric(0.02, 3.5))
+        shape=Diffusion(Euclidean(sizes["shape"]), LogSNR(4.5, -4.0)), torsion=Diffusion(Torus(sizes["torsion"]), Karras(0.05, 2.5))
     )
     network = ResidualMLP(sizes, ["torsion"], width=recipe.width, blocks=recipe.blocks, precision="bfloat16", seed=recipe.seed)
     return NoiseScore(network, process)
@@ -125,6 +127,8 @@ def train(recipe: Recipe, out: Path) -> DiG:
     model = build(recipe, coordinates)
     config = FitConfig(steps=recipe.first_steps, batch=recipe.batch, every=1000, seed=recipe.seed)
     first = fit(model, training, descriptor, config, validation=validation, directory=out / "first")
+    if not first.finished:
+        raise SystemExit("interrupted; run the same command again to go on.")
     dig = DiG(first.model.requires_grad_(False), coordinates, descriptor, Card(temperature=TEMPERATURE, steps=recipe.path_steps))
     dig.save(out / "first.safetensors")
     log.info("first stage: %s", measure(dig, energy))
@@ -133,6 +137,8 @@ def train(recipe: Recipe, out: Path) -> DiG:
     model.requires_grad_(True)
     config = dataclasses.replace(config, steps=recipe.second_steps, seed=recipe.seed + 1)
     second = fit(model, own, descriptor, config, validation=validation, directory=out / "second")
+    if not second.finished:
+        raise SystemExit("interrupted; run the same command again to go on.")
     card = Card(
         name="alanine-dipeptide",
         system="ACE-ALA-NME, 22 atoms, vacuum with implicit solvent, no constraints",
