@@ -123,7 +123,8 @@ class WrappedMixture(_Mixture):
     def _parts(self, x, alpha, sigma):
         variance = self.variances + _level(sigma) ** 2
         # Images beyond 9 standard deviations weigh less than 1e-17.
-        reach = math.ceil(9 * float(variance.detach().max().sqrt()) / TWO_PI + 0.5)
+        widest = float(variance.detach().max().sqrt()) if variance.numel() else 0.0
+        reach = math.ceil(9 * widest / TWO_PI + 0.5)
         turns = TWO_PI * torch.arange(-reach, reach + 1, dtype=torch.float64)
         gap = wrap(x[:, None] - self.means)[..., None] + turns
         variance = variance[..., None]

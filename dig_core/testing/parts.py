@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
-from ..diffusion.schedules import Schedule
+from ..diffusion.schedules import Karras, Schedule
 from ..diffusion.spaces import Space
 from ..energy import AnalyticScore, GaussianMixture, Law, WrappedMixture
 from ..sampling.solvers import SOLVERS
 
 __all__ = ["ALL_PROCESSES", "ALL_SCHEDULES", "ALL_SOLVERS", "ALL_SPACES", "example_law", "example_model"]
+
+_END = torch.ones(1, dtype=torch.float64)
 
 ALL_SPACES: tuple[Space, ...] = (Euclidean(2), ZeroCentroid(3), Torus(2))
 
@@ -22,14 +24,17 @@ ALL_SCHEDULES: tuple[Schedule, ...] = (
     Cosine(),
     Geometric(),
     Geometric(low=0.02, high=20.0),
+    Karras(),
+    Karras(low=0.02, high=20.0, rho=7.0),
 )
 
 ALL_PROCESSES: tuple[Diffusion, ...] = tuple(
     Diffusion(space, schedule)
     for space in ALL_SPACES
     for schedule in ALL_SCHEDULES
-    if isinstance(schedule, Geometric) or not space.periodic
+    if (float(schedule.alpha(_END)) == 1.0 if space.periodic else schedule.sigma(_END) > 3 * schedule.alpha(_END))
 )
+"""Every space with every schedule that suits it: none on a torus may pull to zero, and noise must drown unit data elsewhere."""
 
 ALL_SOLVERS = tuple(SOLVERS)
 
