@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,18 +46,19 @@ def save(dig: DiG, path: str | Path) -> None:
     score = type(dig.model).__name__
     if score not in _SCORES:
         raise CheckpointError(f"cannot save a {score!r}, this version knows {sorted(_SCORES)}. Save the model inside it.")
-    network = dig.model.network if score == "NoiseScore" else dig.model.potential
+    network: Any = getattr(dig.model, "network" if score == "NoiseScore" else "potential")
+    coordinates: Any = dig.coordinates
     header = {
         "schema": SCHEMA,
         "score": score,
         "network": _part(network, NETWORKS),
         "process": {name: [_part(p.space, _BUILDERS), _part(p.schedule, _BUILDERS)] for name, p in dig.process.items()},
-        "coordinates": _part(dig.coordinates, _COORDINATES),
+        "coordinates": _part(coordinates, _COORDINATES),
         "descriptor": {"schema": dig.descriptor.schema},
         "card": asdict(dig.card),
     }
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"coordinates.{k}": v for k, v in dig.coordinates.state_dict().items()}
+    tensors |= {f"coordinates.{k}": v for k, v in coordinates.state_dict().items()}
     for name in ("numbers", "node", "pair", "bonds", "mobile", "pbc"):
         tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
     if dig.descriptor.reference is not None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .coordinates import Coordinates
 from .diffusion.processes import Joint
 from .errors import IncompatibleError
 from .montecarlo.proposals import PathProposal
@@ -50,7 +51,7 @@ class DiG:
     """The equilibrium distribution of ``descriptor``'s system as a diffusion model. Parts that do not fit are refused here."""
 
     model: ScoreModel
-    coordinates: nn.Module
+    coordinates: Coordinates
     descriptor: Descriptor
     card: Card = Card()
 
@@ -120,8 +121,8 @@ class DiG:
 
     def interpolate(self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical") -> Geometry:
         """``n`` structures from ``start`` to ``end`` (1, N, 3) along a latent path, ends included."""
-        ends = [self.coordinates.encode(g, self.descriptor)[0] for g in (start, end)]
-        states = interpolate(self.model, self.descriptor, *ends, n, grid=self.grid(steps), path=path)
+        first, last = (self.coordinates.encode(g, self.descriptor)[0] for g in (start, end))
+        states = interpolate(self.model, self.descriptor, first, last, n, grid=self.grid(steps), path=path)
         return self.coordinates.decode(states, self.descriptor)
 
     def proposal(self, *, steps: int | None = None) -> PathProposal:
@@ -153,8 +154,8 @@ class DiG:
 
 def concatenate(batches: list[Samples]) -> Samples:
     """Batches of Samples as one."""
-    cells = [b.geometry.cell for b in batches]
-    geometry = Geometry(torch.cat([b.geometry.positions for b in batches]), None if cells[0] is None else torch.cat(cells))
+    cells = [b.geometry.cell for b in batches if b.geometry.cell is not None]
+    geometry = Geometry(torch.cat([b.geometry.positions for b in batches]), torch.cat(cells) if cells else None)
     state = {name: torch.cat([b.state[name] for b in batches]) for name in batches[0].state}
-    log_q = None if batches[0].log_q is None else torch.cat([b.log_q for b in batches])
+    log_q = None if batches[0].log_q is None else torch.cat([b.known_log_q() for b in batches])
     return Samples(geometry, state, log_q, torch.cat([b.valid for b in batches]), batches[0].kind)

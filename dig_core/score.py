@@ -28,9 +28,10 @@ class ScoreModel(Protocol):
     ``conservative`` says whether the score is the gradient of a scalar.
     """
 
-    process: Joint
-    conservative: bool
-
+    @property
+    def process(self) -> Joint: ...
+    @property
+    def conservative(self) -> bool: ...
     def __call__(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent: ...
     def moments(self, state: State, t: Tensor, descriptor: Descriptor) -> Moments: ...
 

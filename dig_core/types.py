@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .errors import IncompatibleError
+
 __all__ = ["Geometry", "LogProb", "Samples", "State", "Tangent"]
 
 State = dict[str, Tensor]
@@ -48,3 +50,9 @@ class Samples(NamedTuple):
     log_q: Tensor | None
     valid: Tensor
     kind: str | None = None
+
+    def known_log_q(self) -> Tensor:
+        """``log_q`` (B,); an error if these samples were drawn without it."""
+        if self.log_q is None:
+            raise IncompatibleError('these samples carry no log_q: draw them with method="path" or from a proposal.')
+        return self.log_q

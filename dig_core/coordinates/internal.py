@@ -38,6 +38,9 @@ class Internal(nn.Module):
     """
 
     gauge = frozenset({"translation", "rotation", "equivalent atoms"})
+    centre: Tensor
+    width: Tensor
+    whitening: Tensor
 
     def __init__(self, zmatrix: ZMatrix, centre: Tensor, width: Tensor, whitening: Tensor | None = None):
         super().__init__()
@@ -158,7 +161,8 @@ class Internal(nn.Module):
 
     def _index(self) -> None:
         rows, free = self.zmatrix.rows, self.zmatrix.free
-        shape, torsions = [], []
+        shape: list[tuple[int, tuple[int, ...]]] = []
+        torsions: list[tuple[int, ...]] = []
         for (i, j, k, m), turns in zip(rows, free, strict=True):
             if j >= 0:
                 shape.append((BOND, (i, j)))

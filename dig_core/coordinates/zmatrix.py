@@ -73,7 +73,8 @@ def build_zmatrix(descriptor: Descriptor) -> ZMatrix:
     root = min((i for i in range(n) if len(bonded[i]) > 1), key=rank)
     first = min(bonded[root], key=rank)
     rows, free = [(first, -1, -1, -1), (root, first, -1, -1)], [False, False]
-    placed, children, queue = {first, root}, {root: [], first: []}, [root, first]
+    placed, queue = {first, root}, [root, first]
+    children: dict[int, list[int]] = {root: [], first: []}
     back = {root: first, first: root}
     while queue:
         centre = queue.pop(0)

@@ -109,7 +109,8 @@ class Pool:
         if batch < 1:
             raise IncompatibleError(f"expected a batch of at least 1 proposal, got {batch}.")
         self.proposal, self.energy, self.seed, self.batch, self.next = proposal, energy, int(seed), int(batch), int(start)
-        self._number, self._held = -1, None
+        self._number = -1
+        self._held: Candidates | None = None
 
     def take(self, n: int) -> Candidates:
         """The next ``n`` candidates."""
@@ -118,7 +119,7 @@ class Pool:
         parts = []
         while n > 0:
             number, offset = divmod(self.next, self.batch)
-            if number != self._number:
+            if self._held is None or number != self._number:
                 self._held, self._number = self._fill(number), number
             part = Candidates(*(field[offset : offset + n] for field in self._held))
             parts.append(part)
@@ -131,12 +132,12 @@ class Pool:
         samples = self.proposal.draw(self.batch, rng)
         with torch.no_grad():
             u = reduced_energy(self.energy, samples.geometry)
-        u, log_q = u.numpy(), samples.log_q.numpy()
+        energies, log_q = u.numpy(), samples.known_log_q().numpy()
         reason = np.full(self.batch, Reason.NONE, dtype=np.uint8)
         reason[~np.isfinite(log_q)] = Reason.DENSITY
-        reason[~np.isfinite(u)] = Reason.ENERGY
+        reason[~np.isfinite(energies)] = Reason.ENERGY
         reason[~samples.valid.numpy()] = Reason.INVALID
-        return Candidates(samples.geometry.positions.numpy(), u, log_q, reason)
+        return Candidates(samples.geometry.positions.numpy(), energies, log_q, reason)
 
 
 class MonteCarlo:

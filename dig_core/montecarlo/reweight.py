@@ -40,7 +40,7 @@ def reweighted_frames(dig: DiG, energy: Energy, n: int, *, seed: int, batch: int
         rng = Streams(seed, range(low, min(low + batch, n)))
         samples = proposal.draw(len(rng), rng)
         with torch.no_grad():
-            log_weights.append(-energy(samples.geometry).double() - samples.log_q)
+            log_weights.append(-energy(samples.geometry).double() - samples.known_log_q())
         geometries.append(samples.geometry.positions)
     log_weight = torch.cat(log_weights)
     log_weight = torch.where(log_weight.isnan(), -torch.inf, log_weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class CartesianGraphormer(nn.Module):
     def __init__(self, encoder: dict | None = None, scale: float = 1.0, chiral: bool = True):
         super().__init__()
         self.encoder = Graphormer(**(encoder or {}))
-        shared = {name: self.encoder.config[name] for name in ("width", "heads", "seed")}
+        shared: dict[str, Any] = {name: self.encoder.config[name] for name in ("width", "heads", "seed")}
         self.head, self.scale = VectorHead(**shared, chiral=chiral), float(scale)
         self.config = {"encoder": self.encoder.config, "scale": self.scale, "chiral": chiral}
 
@@ -49,7 +51,7 @@ class InternalGraphormer(nn.Module):
         atoms = [list(a) + [-1] * (4 - len(a)) for a in [*shape, *torsions]]
         self.register_buffer("atoms", torch.tensor(atoms), persistent=False)
         self.register_buffer("kind", torch.tensor([*self.coordinates.kinds, *[2] * len(torsions)]), persistent=False)
-        shared = {name: self.encoder.config[name] for name in ("width", "precision", "seed")}
+        shared: dict[str, Any] = {name: self.encoder.config[name] for name in ("width", "precision", "seed")}
         self.head = CoordinateHead(features=3, n_coordinates=len(atoms), channels=2, **shared)
 
     @classmethod
@@ -68,4 +70,7 @@ class InternalGraphormer(nn.Module):
             [torch.stack([shape, silent, silent], -1), torch.stack([torch.zeros_like(torsion), torsion.sin(), torsion.cos()], -1)], dim=1
         )
         both = self.head(encoded, self.atoms, self.kind, values).split(list(self.sizes.values()), dim=1)
-        return tuple({name: part[..., channel] for name, part in zip(self.sizes, both, strict=True)} for channel in (0, 1))
+        noise, log_spread = (
+            {name: part[..., channel] for name, part in zip(self.sizes, both, strict=True)} for channel in (0, 1)
+        )
+        return noise, log_spread

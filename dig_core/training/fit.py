@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import CheckpointError, IncompatibleError
 from ..files import write_atomically
-from ..score import ScoreModel
+from ..score import EnergyScore, NoiseScore
 from ..system.descriptor import Descriptor
 from .losses import Frames, denoising_loss, fisher_information
 
@@ -30,6 +29,9 @@ __all__ = ["FitConfig", "FitResult", "fit"]
 
 
 _COLUMNS = ("step", "training", "validation", "spread")
+
+
+Trainable = NoiseScore | EnergyScore
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,22 @@ class FitConfig:
 class FitResult:
     """``model`` with the averaged weights; ``history`` one dict a validation; ``steps`` done; ``finished`` False if interrupted."""
 
-    model: ScoreModel
-    history: list
+    model: Trainable
+    history: list[dict]
     steps: int
     finished: bool
     seconds: float
 
 
 def fit(
-    model: ScoreModel,
+    model: Trainable,
     frames: Frames,
     descriptor: Descriptor,
     config: FitConfig = FitConfig(),
     *,
     validation: Frames | None = None,
     directory: str | Path | None = None,
-    picture: Callable[[ScoreModel, int], None] | None = None,
+    picture: Callable[[Trainable, int], None] | None = None,
     progress: bool | None = None,
 ) -> FitResult:
     """Train ``model`` (in place) on ``frames`` by denoising score matching; its final weights are the moving average.
@@ -118,13 +120,14 @@ def fit(
 class _Trainer:
     """The state of a run: weights, their average, optimiser, generators, step, history."""
 
-    def __init__(self, model: nn.Module, frames: Frames, descriptor: Descriptor, config: FitConfig):
+    def __init__(self, model: Trainable, frames: Frames, descriptor: Descriptor, config: FitConfig):
         self.model, self.frames, self.descriptor, self.config = model.train(), frames, descriptor, config
         self.fisher = fisher_information(frames.force) if config.blend and frames.force is not None else None
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
-        self.step, self.history, self.running = 0, [], math.nan
+        self.step, self.running = 0, math.nan
+        self.history: list[dict] = []
 
     def advance(self) -> float:
         """One optimiser step; returns the running training loss."""
@@ -164,7 +167,7 @@ class _Trainer:
         self.history.append(row)
         return row
 
-    def averaged(self) -> ScoreModel:
+    def averaged(self) -> Trainable:
         """The model with averaged weights, for looking at; training goes on with its own."""
         shown = copy.deepcopy(self.model)
         shown.load_state_dict(self.average)

@@ -72,7 +72,12 @@ def test_weights_at_the_extremes():
 
 @pytest.mark.parametrize("bad", [[-INF, -INF], [0.0, math.nan], [0.0, INF]])
 def test_unusable_log_weights_are_refused(bad):
-    for function in (an.normalised_weights, an.effective_sample_size, an.largest_weight_share, an.metropolis_acceptance):
+    for function in (
+        an.normalised_weights,
+        an.effective_sample_size,
+        an.largest_weight_share,
+        an.metropolis_acceptance,
+    ):
         with pytest.raises(StateError, match="expected log weights"):
             function(bad)
 
@@ -174,7 +179,9 @@ def test_weights_turn_one_well_into_another(rng):
 def test_periodic_profiles_wrap_and_empty_bins_are_infinite(rng):
     turns = rng.uniform(-math.pi, math.pi, 4000)
     plain = an.free_energy_profile(turns, 12, limits=(-math.pi, math.pi), periodic=True, n_bootstrap=2, rng=rng)
-    moved = an.free_energy_profile(turns + 4 * math.pi, 12, limits=(-math.pi, math.pi), periodic=True, n_bootstrap=2, rng=rng)
+    moved = an.free_energy_profile(
+        turns + 4 * math.pi, 12, limits=(-math.pi, math.pi), periodic=True, n_bootstrap=2, rng=rng
+    )
     assert moved.free_energy == pytest.approx(plain.free_energy)
     hollow = an.free_energy_profile([0.5, 0.6, 2.5], [0.0, 1.0, 2.0, 3.0], n_bootstrap=50, rng=rng)
     assert hollow.free_energy.tolist() == [0.0, INF, pytest.approx(math.log(2))]
