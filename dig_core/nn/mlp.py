@@ -20,7 +20,7 @@ class ResidualMLP(nn.Module):
     """Two numbers a coordinate from the state of one molecule: how its noise and log-variance depart from the process's own guess.
 
     ``sizes`` maps component names to their number of coordinates, ``periodic`` names the components that are angles: they
-    enter as sines and cosines of the first ``harmonics`` multiples. ``precision`` is the number format of the hidden
+    enter as sines and cosines of the first ``harmonics`` multiples. ``precision`` is the number format of the
     matrix products; weights, inputs and outputs stay float32. An untrained network is silent. After ``.double()`` all of
     it computes in float64, a reference to measure rounding against.
     """
@@ -59,14 +59,16 @@ class ResidualMLP(nn.Module):
         """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,)."""
         # A network moved to float64 is a reference: it computes in float64 throughout.
         precision = self.precision if self.enter.dtype == torch.float32 else self.enter.dtype
-        hidden = linear(torch.cat(self._features(state), dim=1), self.enter, self.enter_bias).to(precision)
+        features = torch.cat(self._features(state), dim=1)
+        hidden = linear(features.to(precision), self.enter.to(precision), self.enter_bias.to(precision))
         for (gain, shift), up, down in zip(self._modulation(t, precision), self.up, self.down, strict=True):
             if len(gain) == 1:  # one time for all: gain and shift are part of the product
                 inner = linear(hidden, (up * gain.T).to(precision), shift[0])
             else:
                 inner = torch.addcmul(shift, linear(hidden, up.to(precision)), gain)
             hidden = hidden + linear(gelu(inner), down.to(precision))
-        out = linear(hidden.to(self.leave.dtype), self.leave, self.leave_bias).split(list(self.sizes.values()) * 2, dim=1)
+        out = linear(hidden, self.leave.to(precision), self.leave_bias.to(precision)).to(self.leave.dtype)
+        out = out.split(list(self.sizes.values()) * 2, dim=1)
         names = list(self.sizes)
         return dict(zip(names, out[: len(names)], strict=True)), dict(zip(names, out[len(names) :], strict=True))
 

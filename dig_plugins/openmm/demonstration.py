@@ -82,7 +82,7 @@ def demo(
 
 def _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress):
     simulation = system.simulation(seed=seed)
-    chain = DiGMonteCarlo(simulation, dig, seed=seed, md_steps=md_steps, proposals=proposals, batch=512)
+    chain = DiGMonteCarlo(simulation, dig, seed=seed, md_steps=md_steps, proposals=proposals)
     recorder = _Recorder()
     log, trajectory = DiGReporter(directory / "proposals.csv"), TrajectoryReporter(directory / "trajectory.xtc", system.topology)
     chain.reporters += [recorder, log, trajectory]

@@ -92,7 +92,7 @@ def sample(
     simulation: app.Simulation | None = None,
     seed: int | None = None,
     steps: int | None = None,
-    batch: int = 256,
+    batch: int = 1024,
     progress: bool | None = None,
 ) -> Ensemble:
     """``n`` independent structures with their exact weights.

@@ -78,7 +78,7 @@ class DiGMonteCarlo:
         proposals: int = 32,
         seed: int | None = None,
         scheme: str = "metropolis",
-        batch: int = 256,
+        batch: int = 1024,
         steps: int | None = None,
         allow_temperature_mismatch: bool = False,
         energy: OpenMMEnergy | None = None,
