@@ -60,7 +60,12 @@ class _Mixture:
         self.weights = self.weights / self.weights.sum()
         self.dim = self.means.shape[1]
 
-    def _parts(self, x: Tensor, alpha, sigma) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, x: Tensor, alpha, sigma) -> tuple[Tensor, Tensor]:
+        """Log-densities (B, M) and scores (B, M, d) of the components."""
+        raise NotImplementedError
+
+    def _bends(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Curvatures (B, M, d) of the components."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
@@ -69,15 +74,15 @@ class _Mixture:
 
     def score(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
         """(B, d) gradient of :meth:`log_prob`."""
-        logs, slopes, _ = self._parts(x, alpha, sigma)
+        logs, slopes = self._parts(x, alpha, sigma)
         return torch.einsum("bm,bmd->bd", torch.softmax(logs + self.weights.log(), dim=1), slopes)
 
     def curvature(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
         """(B, d) diagonal of the Hessian of :meth:`log_prob`."""
-        logs, slopes, bends = self._parts(x, alpha, sigma)
+        logs, slopes = self._parts(x, alpha, sigma)
         share = torch.softmax(logs + self.weights.log(), dim=1)[..., None]
         mean = (share * slopes).sum(1)
-        return (share * (bends + (slopes - mean[:, None]) ** 2)).sum(1)
+        return (share * (self._bends(x, alpha, sigma) + (slopes - mean[:, None]) ** 2)).sum(1)
 
     def _pick(self, n: int, rng: torch.Generator) -> Tensor:
         return torch.multinomial(self.weights, n, replacement=True, generator=rng)
@@ -102,9 +107,11 @@ class GaussianMixture(_Mixture):
         gap = torch.einsum("mdk,bmd->bmk", self._axes, x[:, None] - alpha * self.means)
         variance = alpha**2 * self._variances + sigma**2
         logs = -0.5 * (gap**2 / variance + torch.log(TWO_PI * variance)).sum(-1)
-        slopes = -torch.einsum("mdk,bmk->bmd", self._axes, gap / variance)
-        bends = -torch.einsum("mdk,bmk->bmd", self._axes**2, (1 / variance).expand_as(gap))
-        return logs, slopes, bends
+        return logs, -torch.einsum("mdk,bmk->bmd", self._axes, gap / variance)
+
+    def _bends(self, x, alpha, sigma):
+        precision = 1 / (_level(alpha) ** 2 * self._variances + _level(sigma) ** 2)
+        return -torch.einsum("mdk,bmk->bmd", self._axes**2, precision)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """(n, d) independent draws."""
@@ -120,21 +127,26 @@ class WrappedMixture(_Mixture):
         super().__init__(weights, means)
         self.variances = torch.as_tensor(variances, dtype=torch.float64).expand(self.means.shape)
 
-    def _parts(self, x, alpha, sigma):
+    def _turned(self, x, sigma):
+        """Variances, and gaps to every image that matters with their logits (B, M, d, images)."""
         variance = self.variances + _level(sigma) ** 2
         # Images beyond 9 standard deviations weigh less than 1e-17.
         widest = float(variance.detach().max().sqrt()) if variance.numel() else 0.0
         reach = math.ceil(9 * widest / TWO_PI + 0.5)
         turns = TWO_PI * torch.arange(-reach, reach + 1, dtype=torch.float64)
         gap = wrap(x[:, None] - self.means)[..., None] + turns
-        variance = variance[..., None]
-        exponents = -0.5 * gap**2 / variance
-        share = torch.softmax(exponents, dim=-1)
+        return variance, gap, -0.5 * gap**2 / variance[..., None]
+
+    def _parts(self, x, alpha, sigma):
+        variance, gap, logits = self._turned(x, sigma)
+        logs = (torch.logsumexp(logits, dim=-1) - 0.5 * torch.log(variance / TWO_PI)).sum(-1)
+        return logs, -(torch.softmax(logits, dim=-1) * gap).sum(-1) / variance
+
+    def _bends(self, x, alpha, sigma):
+        variance, gap, logits = self._turned(x, sigma)
+        share = torch.softmax(logits, dim=-1)
         mean = (share * gap).sum(-1, keepdim=True)
-        spread = (share * (gap - mean) ** 2).sum(-1)
-        variance = variance[..., 0]
-        logs = (torch.logsumexp(exponents, dim=-1) - 0.5 * torch.log(variance / TWO_PI)).sum(-1)
-        return logs, -mean[..., 0] / variance, (spread / variance - 1) / variance
+        return ((share * (gap - mean) ** 2).sum(-1) / variance - 1) / variance
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """(n, d) independent draws in [-pi, pi)."""

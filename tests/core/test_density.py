@@ -24,7 +24,13 @@ MODEL = example_model(
     x=Diffusion(Euclidean(2), LogSNR()), pos=Diffusion(ZeroCentroid(2), Linear()), a=Diffusion(Torus(1), Geometric())
 )
 SMALL = example_model(x=Diffusion(Euclidean(2), LogSNR()))
-by_name = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+by_name = pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(s, id=type(s).__name__, marks=[pytest.mark.slow] * isinstance(s, Linear | Sigmoid))
+        for s in SCHEDULES
+    ],
+)
 
 
 def grid(steps: int) -> torch.Tensor:

@@ -207,7 +207,7 @@ def test_chain_with_local_moves_samples_a_double_well_molecule(scheme):
         return trial if math.log(rng.random()) < float(u[0] - u[1]) else positions
 
     chain = MonteCarlo(dig.proposal(steps=6), well, descriptor.reference, seed=0, batch=400, scheme=scheme, local=shake)
-    visited = np.concatenate([chain.block(4)[0] for _ in range(400)])
+    visited = np.concatenate([chain.block(8)[0] for _ in range(160)])
     far = np.linalg.norm(visited[:, 1] - visited[:, 0], axis=1) > near
     blocks = far.reshape(20, -1).mean(1)
     assert abs(blocks.mean() - wanted) < LIMIT * blocks.std(ddof=1) / math.sqrt(20)
