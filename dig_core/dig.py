@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .coordinates import Coordinates
 from .diffusion.processes import Joint
@@ -116,13 +117,13 @@ class DiG:
         """Log-density by the probability flow (eq. 6), in 1/Angstrom^(3N-3); ``kind``: trace, map or hutchinson."""
         state, log_det = self.coordinates.encode(geometry, self.descriptor)
         rng = Streams(seed, range(len(log_det)))
-        found = flow_log_prob(self.model, self.descriptor, state, self.grid(steps), kind=kind, rng=rng)
+        found = flow_log_prob(self._precise(), self.descriptor, state, self.grid(steps), kind=kind, rng=rng)
         return LogProb(found.value + log_det, found.stderr, found.kind)
 
     def interpolate(self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical") -> Geometry:
         """``n`` structures from ``start`` to ``end`` (1, N, 3) along a latent path, ends included."""
         first, last = (self.coordinates.encode(g, self.descriptor)[0] for g in (start, end))
-        states = interpolate(self.model, self.descriptor, first, last, n, grid=self.grid(steps), path=path)
+        states = interpolate(self._precise(), self.descriptor, first, last, n, grid=self.grid(steps), path=path)
         return self.coordinates.decode(states, self.descriptor)
 
     def proposal(self, *, steps: int | None = None) -> PathProposal:
@@ -137,6 +138,10 @@ class DiG:
             score = self.model({n: x.detach() for n, x in state.items()}, torch.tensor([t], dtype=torch.float64), self.descriptor)
         pulled = sum((state[n] * score[n].double()).sum() for n in state) + log_det.sum()
         return torch.autograd.grad(pulled, positions)[0]
+
+    def _precise(self) -> ScoreModel:
+        """The model in float64: a flow has to be run both ways, and low-precision products do not come back."""
+        return copy.deepcopy(self.model).double() if isinstance(self.model, nn.Module) else self.model
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically; see :mod:`dig_core.checkpoint`."""

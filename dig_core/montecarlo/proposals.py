@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import IncompatibleError
 from ..random import Streams
+from ..sampling.flow import checked_grid
 from ..score import score_of
 from ..types import Geometry, Samples, State
 
@@ -49,12 +50,7 @@ class PathProposal:
 
     def __init__(self, dig: DiG, steps: int | None = None, grid: Tensor | None = None):
         self.dig = dig
-        if grid is None:
-            grid = dig.grid(steps)
-        grid = torch.as_tensor(grid, dtype=torch.float64)
-        if grid.dim() != 1 or len(grid) < 2 or float(grid[0]) != 0.0 or float(grid[-1]) != 1.0 or bool((grid.diff() <= 0).any()):
-            raise IncompatibleError("grid must rise from 0 to 1 with at least one step in between.")
-        self.grid = grid
+        self.grid = checked_grid(dig.grid(steps) if grid is None else grid)
 
     @torch.no_grad()
     def draw(self, n: int, rng: Streams) -> Samples:

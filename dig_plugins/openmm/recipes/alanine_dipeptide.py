@@ -55,7 +55,7 @@ class Recipe:
     blocks: int = 4
     first_steps: int = 4000
     proposals: int = 400_000  # weighed by the first model to make the frames of the second stage
-    second_steps: int = 45_000
+    second_steps: int = 38_000
     batch: int = 1024
     path_steps: int = 32
 
