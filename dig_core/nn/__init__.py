@@ -2,10 +2,12 @@
 
 from .graphormer import Graphormer
 from .heads import CoordinateHead, VectorHead
-from .mlp import ResidualMLP
+from .mlp import ResidualMLP, ScalarMLP
 from .networks import CartesianGraphormer, InternalGraphormer
 
-__all__ = ["NETWORKS", "CartesianGraphormer", "CoordinateHead", "Graphormer", "InternalGraphormer", "ResidualMLP", "VectorHead"]
+__all__ = [
+    "NETWORKS", "CartesianGraphormer", "CoordinateHead", "Graphormer", "InternalGraphormer", "ResidualMLP", "ScalarMLP",
+    "VectorHead",
+]  # fmt: skip
 
-NETWORKS = {cls.__name__: cls for cls in (ResidualMLP, CartesianGraphormer, InternalGraphormer)}
-"""Networks that checkpoints can name."""
+NETWORKS = {cls.__name__: cls for cls in (ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer)}

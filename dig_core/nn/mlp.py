@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, linear
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
 
-__all__ = ["ResidualMLP"]
+__all__ = ["ResidualMLP", "ScalarMLP"]
 
 _TIME_WIDTH = 64
 
@@ -57,7 +57,12 @@ class ResidualMLP(nn.Module):
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor | None = None) -> tuple[Tangent, Tangent]:
         """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,)."""
-        # A network moved to float64 is a reference: it computes in float64 throughout.
+        out = self._out(self._hidden(state, t)).split(list(self.sizes.values()) * 2, dim=1)
+        names = list(self.sizes)
+        return dict(zip(names, out[: len(names)], strict=True)), dict(zip(names, out[len(names) :], strict=True))
+
+    def _hidden(self, state: State, t: Tensor) -> Tensor:
+        """(B, width) features of the state at its time, in the format of the products."""
         precision = self.precision if self.enter.dtype == torch.float32 else self.enter.dtype
         features = torch.cat(self._features(state), dim=1)
         hidden = linear(features.to(precision), self.enter.to(precision), self.enter_bias.to(precision))
@@ -67,10 +72,10 @@ class ResidualMLP(nn.Module):
             else:
                 inner = torch.addcmul(shift, linear(hidden, up.to(precision)), gain)
             hidden = hidden + linear(gelu(inner), down.to(precision))
-        out = linear(hidden, self.leave.to(precision), self.leave_bias.to(precision)).to(self.leave.dtype)
-        out = out.split(list(self.sizes.values()) * 2, dim=1)
-        names = list(self.sizes)
-        return dict(zip(names, out[: len(names)], strict=True)), dict(zip(names, out[len(names) :], strict=True))
+        return hidden
+
+    def _out(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.leave.to(hidden.dtype), self.leave_bias.to(hidden.dtype)).to(self.leave.dtype)
 
     def _features(self, state: State) -> list[Tensor]:
         features = []
@@ -89,6 +94,19 @@ class ResidualMLP(nn.Module):
         embedded = gelu(linear(torch.cat([angles.sin(), angles.cos()], dim=1), *self.time))
         both = linear(embedded.to(precision), self.film.to(precision)).chunk(2 * len(self.up), dim=1)
         return [(1 + gain, shift) for gain, shift in zip(both[::2], both[1::2], strict=True)]
+
+
+class ScalarMLP(ResidualMLP):
+    """The same network with one number out: the ``potential`` of an :class:`~dig_core.score.EnergyScore`, options as there."""
+
+    def __init__(self, sizes: dict[str, int], periodic: list[str], **options):
+        super().__init__(sizes, periodic, **options)
+        width = self.config["width"]
+        self.leave, self.leave_bias = _zeros(1, width), _zeros(1)
+
+    def forward(self, state: State, t: Tensor, descriptor: Descriptor | None = None) -> Tensor:  # type: ignore[override]
+        """(B,) potential; ``t`` (B,) or (1,)."""
+        return self._out(self._hidden(state, t))[:, 0]
 
 
 def _matrix(rows: int, columns: int, rng: torch.Generator, gain: float = 1.0) -> nn.Parameter:

@@ -22,6 +22,7 @@ _HOME = {
     "model_system": "systems",
     "parallel_tempering": "tempering",
     "sample": "ensemble",
+    "thermal_widths": "convert",
     "to_geometry": "convert",
     "to_nanometers": "convert",
 }

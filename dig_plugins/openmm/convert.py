@@ -22,6 +22,7 @@ __all__ = [
     "helix",
     "kelvin",
     "reduced_unit",
+    "thermal_widths",
     "to_geometry",
     "to_nanometers",
 ]
@@ -233,3 +234,24 @@ def _check_count(found: int, expected: int, what: str) -> None:
         raise IncompatibleError(
             f"expected {expected} atoms, the {what} has {found}. Use the model's own topology, whole molecules only."
         )
+
+
+def thermal_widths(system: openmm.System, temperature) -> dict[tuple[int, ...], tuple[float, float]]:
+    """What the force field says of bonds and angles: atoms -> (rest value, thermal width sqrt(kT/k)), Angstrom or radians.
+
+    The ``standards`` of :meth:`dig_core.coordinates.Internal.from_reference`: coordinates of one molecule without any frames.
+    Terms of zero stiffness are left out.
+    """
+    kt, found = reduced_unit(temperature), {}
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for number in range(force.getNumBonds()):
+                i, j, length, k = force.getBondParameters(number)
+                if k._value > 0:
+                    found[(i, j)] = (length._value / NM_PER_ANGSTROM, math.sqrt(kt / k._value) / NM_PER_ANGSTROM)
+        elif isinstance(force, openmm.HarmonicAngleForce):
+            for number in range(force.getNumAngles()):
+                i, j, m, angle, k = force.getAngleParameters(number)
+                if k._value > 0:
+                    found[(i, j, m)] = (angle._value, math.sqrt(kt / k._value))
+    return found

@@ -21,6 +21,7 @@ from dig_plugins.openmm.convert import (  # noqa: E402
     check_topology,
     describe,
     reduced_unit,
+    thermal_widths,
     to_geometry,
     to_nanometers,
 )
@@ -218,3 +219,22 @@ def test_all_reasons_come_at_once():
     system.addForce(openmm.MonteCarloBarostat(1, 300))
     with pytest.raises(UnsupportedError, match=r"(?s)1 constraint.*MonteCarloBarostat"):
         check_supported(system)
+
+
+def test_thermal_widths_standardise_a_harmonic_molecule():
+    """A bond of stiffness k has the thermal width sqrt(kT/k) about its rest length."""
+    system = openmm.System()
+    for _ in range(3):
+        system.addParticle(12.0)
+    bonds, angles = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
+    bonds.addBond(0, 1, 0.15, 2.0e5)
+    bonds.addBond(1, 2, 0.15, 0.0)
+    angles.addAngle(0, 1, 2, 1.9, 400.0)
+    system.addForce(bonds)
+    system.addForce(angles)
+    found = thermal_widths(system, 300)
+    kt = reduced_unit(300)
+    assert found == {
+        (0, 1): pytest.approx((1.5, 10 * (kt / 2.0e5) ** 0.5)),
+        (0, 1, 2): pytest.approx((1.9, (kt / 400.0) ** 0.5)),
+    }
