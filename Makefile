@@ -1,5 +1,5 @@
 # One environment, set up once; every target needs nothing but Python >= 3.10 (3.11 or newer for constraints.txt) and make.
-#   make demo        two-minute demonstration: runs/demo/report.html
+#   make demo        two-minute demonstration: runs/demo-DATE/report.html (OUT=DIR to choose)
 #   make test        the quick tests      make test-slow   the long ones as well
 #   make lint        ruff and mypy        make bench       every benchmark
 # Override PYTHON to choose an interpreter, VENV to use an environment elsewhere, EXTRAS to install more (EXTRAS=all,dev).
@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= openmm,mdtraj,viz,dev
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 comma := ,
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -21,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/dig-plugins demo --out runs/demo
+	$(BIN)/dig-plugins demo --out $(OUT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
