@@ -30,7 +30,7 @@ __all__ = ["Card", "DiG"]
 class Card:
     """What a model says of itself; every value is a JSON primitive.
 
-    ``temperature`` in K, None for models of no single temperature; ``steps`` the default number of reverse steps;
+    ``temperature`` in K, None for models of no single temperature; ``steps`` and ``paths`` the defaults of path proposals;
     ``measured`` figures with the script that made them; ``history`` the stages of its training.
     """
 
@@ -39,6 +39,7 @@ class Card:
     energy: str = ""
     temperature: float | None = None
     steps: int = 50
+    paths: int = 1
     licence: str = "MIT"
     units: str = "Angstrom, kT"
     measured: dict = field(default_factory=dict)
@@ -126,9 +127,9 @@ class DiG:
         states = interpolate(self._precise(), self.descriptor, first, last, n, grid=self.grid(steps), path=path)
         return self.coordinates.decode(states, self.descriptor)
 
-    def proposal(self, *, steps: int | None = None) -> PathProposal:
+    def proposal(self, *, steps: int | None = None, paths: int | None = None) -> PathProposal:
         """The exact generator of independent Monte Carlo proposals: ``draw(n, rng)``, ``log_q(geometry, rng)``."""
-        return PathProposal(self, steps=steps)
+        return PathProposal(self, steps=steps, paths=paths)
 
     def reduced_force(self, geometry: Geometry, *, t: float = 0.01) -> Tensor:
         """(B, N, 3) 1/Angstrom: grad of the model's log-density at noise time ``t`` with respect to the positions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -40,17 +41,26 @@ class PathProposal:
     moves may run in between. No divergence, no inverse map. Annealed importance sampling on paths: Neal,
     arXiv:physics/9803008; for diffusion models: Zhang et al., arXiv:2505.21005.
 
+    With ``paths`` > 1 each structure is also seen over ``paths`` - 1 forward paths of its own and q is the mean of the
+    estimates, which narrows the weights as a multiple of the cost. Still exact: the chain lives on the structure with
+    all its paths, of which one, no matter which, was the proposal's (pseudo-marginal; Andrieu and Roberts,
+    doi:10.1214/07-AOS574).
+
     Parameters
     ----------
     dig: model, process, coordinates and descriptor.
     steps: number of reverse kernels, or ``grid``, (K + 1,) increasing times from 0 to 1.
+    paths: estimates of q a structure; the card's if not given.
     """
 
     exact = True
 
-    def __init__(self, dig: DiG, steps: int | None = None, grid: Tensor | None = None):
+    def __init__(self, dig: DiG, steps: int | None = None, grid: Tensor | None = None, paths: int | None = None):
         self.dig = dig
         self.grid = checked_grid(dig.grid(steps) if grid is None else grid)
+        self.paths = dig.card.paths if paths is None else int(paths)
+        if self.paths < 1:
+            raise IncompatibleError(f"paths must be at least 1, got {self.paths}.")
 
     @torch.no_grad()
     def draw(self, n: int, rng: Streams) -> Samples:
@@ -66,13 +76,23 @@ class PathProposal:
             earlier = kernel.sample(rng)
             log_path += kernel.log_prob(earlier) - self._forward(earlier, k).log_prob(state)
             state = earlier
-        return self.dig.to_samples(state, log_path, "path", rng)
+        return self.dig.to_samples(state, self._mean([log_path], state, rng), "path", rng)
 
     @torch.no_grad()
     def log_q(self, geometry: Geometry, rng: Streams) -> Tensor:
         """(B,) float64 log_q of given structures over freshly drawn paths."""
         state, log_det = self.dig.coordinates.encode(geometry, self.dig.descriptor)
-        log_path = log_det.clone()
+        return log_det + self._mean([], state, rng)
+
+    def _mean(self, estimates: list[Tensor], state: State, rng: Streams) -> Tensor:
+        """log of the mean of exp(estimates), filled up to ``paths`` of them with forward paths from ``state``."""
+        while len(estimates) < self.paths:
+            estimates = [*estimates, self._forward_path(state, rng)]
+        return torch.logsumexp(torch.stack(estimates), dim=0) - math.log(self.paths)
+
+    def _forward_path(self, state: State, rng: Streams) -> Tensor:
+        """(B,) log p_theta(path) - log q(path given ``state``) over one path drawn by forward noising."""
+        log_path = torch.zeros(len(rng), dtype=torch.float64)
         for k in range(1, len(self.grid)):
             kernel = self._forward(state, k)
             later = kernel.sample(rng)
