@@ -16,6 +16,7 @@ from dig_core.coordinates import Cartesian
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus, ZeroCentroid
 from dig_core.dig import DiG
 from dig_core.energy import AnalyticScore, DoubleWell, GaussianMixture, WrappedMixture
+from dig_core.montecarlo.analysis import effective_sample_size
 from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool, independence_metropolis, isir
 from dig_core.montecarlo.proposals import PathProposal
 from dig_core.nn.mlp import ResidualMLP
@@ -247,3 +248,23 @@ def test_every_solver_reproduces_the_moments_on_every_process(process, solver):
     error = LIMIT * found.std(0) / math.sqrt(n)
     gap = (found.mean(0) - exact.mean(0)).abs()
     assert (gap < error + allowed * exact.std(0)).all(), f"{gap} against {error} + {allowed * exact.std(0)}"
+
+
+@pytest.mark.parametrize("kind", ["analytic", "sabotaged"])
+def test_several_paths_a_structure_are_exact(kind):
+    target, proposal = setting("plane", kind)
+    several = PathProposal(proposal.dig, grid=proposal.grid, paths=3)
+    exact = observables(target.sample(200_000, torch.Generator().manual_seed(1)))
+    found, moved = step(target, several, 2000, independence_metropolis, tries=3)
+    assert moved > 0.05
+    assert float(z_scores(found, exact).abs().max()) < LIMIT
+
+
+def test_several_paths_narrow_the_weights():
+    """Averaging paths takes the paths' own noise out of the weights; what is left is the error of the marginal."""
+    target, proposal = setting("plane", "sabotaged")
+    spread = []
+    for paths in (1, 8):
+        pool = Pool(PathProposal(proposal.dig, grid=proposal.grid, paths=paths), LawEnergy(target), seed=2, batch=1000)
+        spread.append(effective_sample_size(pool.take(1000).log_weight))
+    assert spread[1] > 1.1 * spread[0]
