@@ -9,7 +9,7 @@ import openmm as mm
 from openmm import app, unit
 
 from dig_core.dig import DiG
-from dig_core.errors import IncompatibleError
+from dig_core.errors import IncompatibleError, StateError
 from dig_core.montecarlo.analysis import longest_rejection_run
 from dig_core.montecarlo.chain import MonteCarlo, Reason, Records
 from dig_core.random import fresh_seed
@@ -100,7 +100,12 @@ class DiGMonteCarlo:
         self._failed = dict.fromkeys((r.name.lower() for r in Reason if r), 0)
 
     def step(self, blocks: int = 1) -> Block:
-        """``blocks`` times MD and a block of proposals; returns the last block. The simulation ends at the chain's state."""
+        """``blocks`` times MD and a block of proposals; returns the last block. The simulation ends at the chain's state.
+
+        Raises :class:`StateError` if the current positions cannot be used: MD that blew up, atoms on top of each other.
+        """
+        if blocks < 1:
+            raise IncompatibleError(f"expected to do at least 1 block, got {blocks}.")
         for _ in range(blocks):
             visited, records = self._chain.block(self.proposals)
             if records.accepted.any():
@@ -125,7 +130,8 @@ class DiGMonteCarlo:
     def statistics(self) -> Statistics:
         """Counts over the whole chain."""
         accepted = self._accepted
-        return Statistics(len(accepted), int(accepted.sum()), longest_rejection_run(accepted), dict(self._failed))
+        longest = longest_rejection_run(accepted) if len(accepted) else 0
+        return Statistics(len(accepted), int(accepted.sum()), longest, dict(self._failed))
 
     def state_dict(self) -> dict:
         """The chain, its statistics and the Context (positions, velocities, random numbers of its integrator)."""
@@ -150,7 +156,7 @@ class DiGMonteCarlo:
             try:
                 self.simulation.step(self.md_steps)
             except mm.OpenMMException as error:
-                raise IncompatibleError(f"MD failed in block {block}: {error}. Minimise first, or shorten the time step.") from error
+                raise StateError(f"MD failed in block {block}: {error}. Minimise first, or shorten the time step.") from error
         # Read back even without MD: the Context is where the user may have put other positions.
         self._after_md = self._geometry().positions[0].numpy()
         return self._after_md

@@ -28,9 +28,9 @@ class DiGReporter:
     def __init__(self, path: str | Path, append: bool = False):
         path = Path(path)
         fresh = not (append and path.exists())
+        self._proposal = 0 if fresh else max(0, len(path.read_text().splitlines()) - 1)
         self._stream = open(path, "w" if fresh else "a", newline="")
         self._writer = csv.writer(self._stream)
-        self._proposal = 0
         if fresh:
             self._writer.writerow(COLUMNS)
 
