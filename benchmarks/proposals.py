@@ -24,9 +24,11 @@ from dig_plugins.openmm.convert import to_geometry
 from dig_plugins.openmm.energy import OpenMMEnergy
 from dig_plugins.openmm.systems import model_system
 
-STEPS = (10, 20, 40, 80, 160)
-PRECISIONS = ("bfloat16", "float32")
-BATCH = 256  # what DiGMonteCarlo prepares at a time
+VARIANTS = (
+    *(("bfloat16", steps, paths) for steps in (8, 16, 32, 64, 128) for paths in (1, 2, 4) if steps * paths <= 128),
+    *(("float32", steps, 1) for steps in (16, 32)),
+)
+BATCH = 1024  # what DiGMonteCarlo prepares at a time
 
 
 def measure(options: Options) -> Findings:
@@ -36,7 +38,7 @@ def measure(options: Options) -> Findings:
     runs = rejection_runs(options, dig, energy, system.positions)
     figures = [*quality(options, dig, energy), *cost(options, dig, energy), runs]
     notes = [
-        f"Default steps: {dig.card.steps}; hidden precision: {_precision(dig)}; energies: {energy.platform_name} platform.",
+        f"Default steps: {dig.card.steps}, paths a structure: {dig.card.paths}; hidden precision: {_precision(dig)}; energies: {energy.platform_name} platform.",
         "Acceptance is what an independence Metropolis sampler on these proposals accepts, over all pairs of draws; the effective "
         "sample size is Kish's, as a fraction of the draws. Both are of raw weights, at equilibrium.",
         "A proposal's cost is the path with its log-density, the structure and its energy, in processor time on one core, in batches of "
@@ -94,31 +96,19 @@ def rejection_runs(options: Options, dig: DiG, energy: OpenMMEnergy, start: np.n
 
 
 def steps_and_precision(options: Options, dig: DiG, energy: OpenMMEnergy) -> Table:
-    """The table that decided the default: quality and cost over the number of steps and the precision of the hidden products."""
-    n, rows = options.size(4096, 64), []
-    for precision in PRECISIONS:
-        variant = with_precision(dig, precision)
-        for steps in STEPS[: options.size(len(STEPS), 2)]:
-            proposal = variant.proposal(steps=steps)
-            log_weight = Pool(proposal, energy, seed=options.seed + 1, batch=min(BATCH, n)).take(n).log_weight
-            batch = min(BATCH, n)
-            draw = (
-                per_call(lambda p=proposal, b=batch: _draw_and_weigh(p, energy, b, options.seed), options.size(5, 1))
-                / batch
-            )
-            ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
-            rounded = [round(x, 3) for x in (ess, acceptance, 1e3 * draw)]
-            rows.append([precision, steps, *rounded, round(ess / draw), round(acceptance / draw)])
-    header = [
-        "precision",
-        "steps",
-        "raw ESS",
-        "acceptance",
-        "ms a proposal",
-        "effective samples / CPU-s",
-        "accepted / CPU-s",
-    ]
-    return Table(f"Steps and precision: the table that decided the defaults ({n} proposals a row)", header, rows)
+    """The table that decided the defaults: quality and cost over precision, number of steps and paths a structure."""
+    n, rows = options.size(4 * BATCH, 64), []
+    for precision, steps, paths in VARIANTS[: options.size(len(VARIANTS), 2)]:
+        proposal = with_precision(dig, precision).proposal(steps=steps, paths=paths)
+        batch = min(BATCH, n)
+        log_weight = Pool(proposal, energy, seed=options.seed + 1, batch=batch).take(n).log_weight
+        repeats = options.size(3, 1)
+        spent = per_call(lambda p=proposal, b=batch: _draw_and_weigh(p, energy, b, options.seed), repeats) / batch
+        ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
+        rounded = [round(x, 3) for x in (ess, acceptance, 1e3 * spent)]
+        rows.append([precision, steps, paths, *rounded, round(ess / spent), round(acceptance / spent)])
+    header = ["precision", "steps", "paths", "raw ESS", "acceptance", "ms a proposal", "effective samples / CPU-s", "accepted / CPU-s"]
+    return Table(f"Precision, steps and paths: the table that decided the defaults ({n} proposals a row)", header, rows)
 
 
 def with_precision(dig: DiG, precision: str) -> DiG:

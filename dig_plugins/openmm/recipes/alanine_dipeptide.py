@@ -54,8 +54,9 @@ class Recipe:
     width: int = 256
     blocks: int = 4
     first_steps: int = 4000
-    proposals: int = 400_000  # weighed by the first model to make the frames of the second stage
-    second_steps: int = 38_000
+    proposals: int = 400_000  # a round, weighed by the first model to make the frames of the second stage
+    rounds: int = 3
+    second_steps: int = 18_000
     batch: int = 1024
     path_steps: int = 32
 
@@ -162,15 +163,21 @@ def train(recipe: Recipe, out: Path) -> DiG:
 
 def own_frames(recipe: Recipe, dig: DiG, energy: OpenMMEnergy, out: Path) -> Frames:
     """Independent frames of the exact ensemble, made by the first model and its weights."""
-    file = out / "own.npz"
+    rounds = [own_round(recipe, dig, energy, out, number) for number in range(recipe.rounds)]
+    parts = {kind: {n: torch.cat([getattr(r, kind)[n] for r in rounds]) for n in getattr(rounds[0], kind)} for kind in ("state", "force")}
+    return Frames(parts["state"], parts["force"])
+
+
+def own_round(recipe: Recipe, dig: DiG, energy: OpenMMEnergy, out: Path, number: int) -> Frames:
+    """One round of proposals, resampled. Rounds do not depend on each other and may be made side by side."""
+    file = out / f"own-{number}.npz"
     if not file.exists():
-        found = reweighted_frames(dig, energy, recipe.proposals, seed=recipe.seed + 2)
+        found = reweighted_frames(dig, energy, recipe.proposals, seed=recipe.seed + 2 + number, batch=512)
         log.info("reweighted: %d frames from raw ESS %.3f", len(found.frames), found.ess)
         arrays = {f"{kind}.{n}": x.numpy() for kind in ("state", "force") for n, x in getattr(found.frames, kind).items()}
         np.savez(file, **arrays)
     with np.load(file) as held:
-        parts = {kind: {k.split(".")[1]: torch.from_numpy(held[k]) for k in held if k.startswith(kind)} for kind in ("state", "force")}
-    return Frames(parts["state"], parts["force"])
+        return Frames(*({k.split(".")[1]: torch.from_numpy(held[k]) for k in held if k.startswith(kind)} for kind in ("state", "force")))
 
 
 def main() -> None:
