@@ -38,7 +38,8 @@ def _force(coordinates: Coordinates, descriptor: Descriptor, state: State, energ
         bad = first + int((~torch.isfinite(u)).nonzero()[0])
         raise IncompatibleError(f"frame {bad} has no finite energy: remove or minimise it before training.")
     total = (coordinates.log_volume(state, descriptor) - u).sum()
-    return dict(zip(state, torch.autograd.grad(total, list(state.values())), strict=True))
+    # A molecule without free torsions has an empty component, which no energy depends on.
+    return dict(zip(state, torch.autograd.grad(total, list(state.values()), materialize_grads=True), strict=True))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, S
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.nn import CartesianGraphormer, InternalGraphormer, ResidualMLP
+from dig_core.nn import CartesianGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
 from dig_core.sampling.guidance import Guided
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor, molecule
@@ -180,6 +180,7 @@ def parts() -> list:
     made = {
         "Euclidean": Euclidean(3), "Torus": Torus(2), "ZeroCentroid": ZeroCentroid(5), "Cartesian": Cartesian(1.5), "Internal": coordinates,
         "ResidualMLP": ResidualMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2, precision="bfloat16"),
+        "ScalarMLP": ScalarMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2),
         "CartesianGraphormer": CartesianGraphormer({**SMALL, "reference": True}, scale=3.0, chiral=False),
         "InternalGraphormer": InternalGraphormer.of(coordinates, **SMALL),
     }  # fmt: skip
