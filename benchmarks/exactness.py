@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from common import REFERENCE, Figure, Findings, Options, Table, command_line
 
 from dig_core.montecarlo.analysis import block_average
-from dig_plugins.openmm.convert import reduced_unit
+from dig_plugins.openmm.convert import reduced_unit, to_geometry
 from dig_plugins.openmm.montecarlo import DiGMonteCarlo
 from dig_plugins.openmm.observables import dipeptide_observables
 from dig_plugins.openmm.systems import ModelSystem, model_system
@@ -18,7 +20,9 @@ def measure(options: Options) -> Findings:
     """z-scores of both kinds of chain."""
     dig, system = options.load(), model_system("alanine-dipeptide")
     chains = {
-        "proposals alone": series(dig, system, options.seed, options.size(160, 4), md_steps=0, proposals=256),
+        "proposals alone": series(
+            dig, system, options.seed, options.size(40, 4), md_steps=0, proposals=options.size(1024, 64)
+        ),
         "MD and proposals": series(dig, system, options.seed + 1, options.size(1200, 8), md_steps=500, proposals=32),
     }
     with np.load(REFERENCE) as held:
@@ -27,15 +31,10 @@ def measure(options: Options) -> Findings:
     reference = {str(n): (float(m), float(e)) for n, m, e in zip(names, means, errors, strict=True)}
     scores = {kind: compared(observed, reference, options.size(BLOCKS, 4)) for kind, observed in chains.items()}
     rows = [
-        [name, mean, error, *(x for kind in chains for x in scores[kind][name])]
+        [name, digits(mean, error), *(x for kind in chains for x in row(*scores[kind][name]))]
         for name, (mean, error) in reference.items()
     ]
-    header = [
-        "observable",
-        "reference",
-        "error",
-        *(f"{kind}{what}" for kind in chains for what in ("", ", error", ", z")),
-    ]
+    header = ["observable", "parallel tempering", *(x for kind in chains for x in (kind, "z"))]
     figures = [
         figure(kind, [s[2] for s in scores[kind].values()], len(next(iter(chains[kind].values())))) for kind in chains
     ]
@@ -61,8 +60,6 @@ def series(dig, system: ModelSystem, seed: int, blocks: int, *, md_steps: int, p
 
 def energies(chain: DiGMonteCarlo, positions: np.ndarray) -> np.ndarray:
     """(F,) kJ/mol; consecutive states are mostly the same one, evaluated once."""
-    from dig_plugins.openmm.convert import to_geometry
-
     fresh = np.append(True, (positions[1:] != positions[:-1]).any(axis=(1, 2)))
     values = chain.energy(to_geometry(positions[fresh])).numpy() * reduced_unit(chain.temperature)
     return values[np.cumsum(fresh) - 1]
@@ -77,6 +74,17 @@ def compared(
         here = block_average(observed[name], blocks)
         found[name] = (here.value, here.stderr, (here.value - mean) / float(np.hypot(here.stderr, error)))
     return found
+
+
+def digits(value: float, error: float) -> str:
+    """A value to two figures of its error."""
+    places = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def row(value: float, error: float, z: float) -> list[str]:
+    """What a chain found, and how far off in standard errors."""
+    return [digits(value, error), f"{z:.2f}"]
 
 
 def figure(kind: str, z: list[float], n: int) -> Figure:

@@ -25,8 +25,8 @@ from dig_plugins.openmm.energy import OpenMMEnergy
 from dig_plugins.openmm.systems import model_system
 
 VARIANTS = (
-    *(("bfloat16", steps, paths) for steps in (8, 16, 32, 64, 128) for paths in (1, 2, 4) if steps * paths <= 128),
-    *(("float32", steps, 1) for steps in (16, 32)),
+    *(("bfloat16", steps, paths) for steps in (8, 16, 32, 64, 160) for paths in (1, 2, 4) if steps * paths <= 160),
+    *(("float32", steps, 1) for steps in (8, 16, 32, 64, 160)),
 )
 BATCH = 1024  # what DiGMonteCarlo prepares at a time
 
@@ -38,7 +38,8 @@ def measure(options: Options) -> Findings:
     runs = rejection_runs(options, dig, energy, system.positions)
     figures = [*quality(options, dig, energy), *cost(options, dig, energy), runs]
     notes = [
-        f"Default steps: {dig.card.steps}, paths a structure: {dig.card.paths}; hidden precision: {_precision(dig)}; energies: {energy.platform_name} platform.",
+        f"Default steps: {dig.card.steps}, paths a structure: {dig.card.paths}; precision of matrix products: {_precision(dig)}; "
+        f"energies: {energy.platform_name} platform.",
         "Acceptance is what an independence Metropolis sampler on these proposals accepts, over all pairs of draws; the effective "
         "sample size is Kish's, as a fraction of the draws. Both are of raw weights, at equilibrium.",
         "A proposal's cost is the path with its log-density, the structure and its energy, in processor time on one core, in batches of "
@@ -107,7 +108,16 @@ def steps_and_precision(options: Options, dig: DiG, energy: OpenMMEnergy) -> Tab
         ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
         rounded = [round(x, 3) for x in (ess, acceptance, 1e3 * spent)]
         rows.append([precision, steps, paths, *rounded, round(ess / spent), round(acceptance / spent)])
-    header = ["precision", "steps", "paths", "raw ESS", "acceptance", "ms a proposal", "effective samples / CPU-s", "accepted / CPU-s"]
+    header = [
+        "precision",
+        "steps",
+        "paths",
+        "raw ESS",
+        "acceptance",
+        "ms a proposal",
+        "effective samples / CPU-s",
+        "accepted / CPU-s",
+    ]
     return Table(f"Precision, steps and paths: the table that decided the defaults ({n} proposals a row)", header, rows)
 
 

@@ -69,6 +69,8 @@ class DynamicsTally:
 
     def rate(self, population: float, upper: bool) -> float:
         """Visits a CPU-second by flux balance: population times rate of escape is the rate of entry."""
+        if not self.dwelt:
+            return float("inf") if upper else 0.0
         events = poisson_upper(self.escapes) if upper else float(self.escapes)
         return population * events / self.dwelt * self.speed
 
@@ -83,8 +85,8 @@ def measure(options: Options) -> Findings:
         standard.name: system.simulation(seed=options.seed),
     }
     for seed in range(options.seed, options.seed + options.size(ROUNDS, 1)):
-        run_chain(alone, dig, system, seed, blocks=options.size(60, 2), md_steps=0, proposals=256)
-        run_chain(mixed, dig, system, seed, blocks=options.size(300, 2), md_steps=500, proposals=32)
+        run_chain(alone, dig, system, seed, blocks=options.size(15, 2), md_steps=0, proposals=options.size(1024, 256))
+        run_chain(mixed, dig, system, seed, blocks=options.size(320, 2), md_steps=500, proposals=32)
         for tally, seconds in ((heavy, 60), (standard, 20)):
             simulation = simulations[tally.name]
             place(simulation, system.positions, seed)
@@ -106,7 +108,7 @@ def run_chain(
         block = chain.step()
         tally.cpu += time.process_time() - began
         inside.append(is_left(phi_of(system, block.positions)))
-        tally.found += list(block.positions[inside[-1] & block.records.accepted])
+        tally.found += list(block.positions[inside[-1]])  # repeats and all: that is equilibrium in the region
     tally.inside.append(np.concatenate(inside))
 
 

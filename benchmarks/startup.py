@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Figure, Findings, Options, command_line
+from common import Figure, Findings, Options, command_line, per_call
 
 ROOT = Path(__file__).parents[1]
 _IMPORT = "import time, torch, numpy; w, c = time.perf_counter(), time.process_time(); import {}; " + (
@@ -21,7 +21,7 @@ _IMPORT = "import time, torch, numpy; w, c = time.perf_counter(), time.process_t
 
 def measure(options: Options) -> Findings:
     """All of it, each in processes of its own."""
-    return Findings([*imports(options), *demonstration(options)])
+    return Findings([*imports(options), loading(options), *demonstration(options)])
 
 
 def imports(options: Options) -> list[Figure]:
@@ -44,6 +44,16 @@ def imports(options: Options) -> list[Figure]:
             Figure(what, wall, "s", None, floor, None, False, "a process that has imported torch and numpy", note)
         )
     return found
+
+
+def loading(options: Options) -> Figure:
+    """Seconds to read, check and rebuild the model."""
+    return Figure(
+        "load the shipped model",
+        per_call(options.load, options.size(5, 1)),
+        "s",
+        note="processor time, checksum and all.",
+    )
 
 
 def demonstration(options: Options) -> list[Figure]:
