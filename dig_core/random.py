@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import IncompatibleError
 
-__all__ = ["Streams", "fresh_seed"]
+__all__ = ["Streams", "as_seed", "fresh_seed"]
 
 _BLOCK = 4096
 
@@ -21,6 +21,14 @@ def fresh_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
 
 
+def as_seed(seed: int | None) -> int:
+    """``seed`` if generators take it, a fresh one for None. Raises :class:`IncompatibleError` outside 0 to 2^64 - 1."""
+    seed = fresh_seed() if seed is None else int(seed)
+    if not 0 <= seed < 2**64:
+        raise IncompatibleError(f"expected a seed from 0 to 2^64 - 1, got {seed}.")
+    return seed
+
+
 class Streams:
     """Independent counter-based generators, one for each sample index (Philox; Salmon et al., doi:10.1145/2063384.2063405).
 
@@ -28,7 +36,7 @@ class Streams:
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | range):
-        self.seed, self.indices = int(seed), list(indices)
+        self.seed, self.indices = as_seed(seed), list(indices)
         self._generators = [_generator(self.seed, i) for i in self.indices]
         self._block = np.empty((len(self.indices), 0), dtype=np.float32)
         self._used = 0
@@ -57,11 +65,9 @@ class Streams:
     @staticmethod
     def chain(seed: int, index: int = 0) -> np.random.Generator:
         """The generator of a Markov chain's accept/reject numbers, independent of every sample's stream."""
-        return _generator(int(seed), 2**63 + int(index))
+        return _generator(as_seed(seed), 2**63 + int(index))
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:
-    if not 0 <= seed < 2**64:
-        raise IncompatibleError(f"expected a seed from 0 to 2^64 - 1, got {seed}.")
     # As uint64: a list that holds a number of 2^63 or more becomes float64, and neighbouring indices one and the same key.
     return np.random.Generator(np.random.Philox(key=np.array([seed, int(index)], dtype=np.uint64)))

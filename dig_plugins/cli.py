@@ -100,9 +100,10 @@ def main() -> None:
     except (ImportError, OSError) as error:
         typer.echo(f"dig-plugins: {type(error).__name__}: {error}", err=True)
         sys.exit(3)
-    except KeyboardInterrupt:
-        typer.echo("dig-plugins: interrupted; what was written before stays readable.", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's own code for Ctrl-C, which it does not explain
+            typer.echo("dig-plugins: interrupted; what was written before stays readable.", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..energy import Energy
 from ..errors import IncompatibleError, StateError
-from ..random import Streams
+from ..random import Streams, as_seed
 from ..types import Geometry
 from .proposals import Proposal
 
@@ -108,7 +108,7 @@ class Pool:
     def __init__(self, proposal: Proposal, energy: Energy, *, seed: int, batch: int = 256, start: int = 0):
         if batch < 1:
             raise IncompatibleError(f"expected a batch of at least 1 proposal, got {batch}.")
-        self.proposal, self.energy, self.seed, self.batch, self.next = proposal, energy, int(seed), int(batch), int(start)
+        self.proposal, self.energy, self.seed, self.batch, self.next = proposal, energy, as_seed(seed), int(batch), int(start)
         self._number = -1
         self._held: Candidates | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 import sys
 import time
@@ -19,7 +20,7 @@ from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample_size, free_energy_profile
-from dig_core.random import fresh_seed
+from dig_core.random import as_seed
 
 from .. import models
 from .montecarlo import Block, DiGMonteCarlo
@@ -67,14 +68,14 @@ def demo(
     Files: ``trajectory.xtc`` + ``.pdb`` (the chain, one frame a proposal), ``samples.npz``, ``proposals.csv``, ``run.json``,
     ``report.png`` and ``report.html``. The directory must be new or empty.
     """
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise IncompatibleError(f"expected a positive number of seconds, got {seconds}.")
+    seed = as_seed(seed)
+    dig, system = models.load(model), model_system(model)
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise IncompatibleError(f"{directory} is not empty: choose a new directory, so that no earlier run is overwritten.")
     directory.mkdir(parents=True, exist_ok=True)
-    seed = fresh_seed() if seed is None else int(seed)
-    dig, system = models.load(model), model_system(model)
     recorder, chain, mixed_seconds = _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress)
     md_positions, md_seconds, md_picoseconds = _plain(system, mixed_seconds, seed, progress)
     return _write(directory, model, dig, system, recorder, chain, mixed_seconds, md_positions, md_seconds, md_picoseconds)
@@ -134,8 +135,8 @@ def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seco
         dig=mixed, md=plain, accepted=accepted, log_weights=log_weight, seed=chain.seed, versions=summary["versions"],
         proposals_per_second=summary["proposals_per_second"], reference=_reference(name),
     )  # fmt: skip
-    report = demo_report(directory, result)
     write_atomically(directory / "run.json", json.dumps(summary, indent=2).encode())
+    report = demo_report(directory, result)
     return DemoRun(summary, directory, report)
 
 
@@ -182,8 +183,9 @@ class _Clock:
         return self
 
     def running(self) -> bool:
-        self.spent = time.perf_counter() - self._began
-        return self.spent < self.seconds
+        """True the first time, however short the time, so that there is something to report."""
+        first, self.spent = self.spent == 0.0, time.perf_counter() - self._began
+        return first or self.spent < self.seconds
 
     def show(self, **figures) -> None:
         self._bar.set_postfix(figures, refresh=False)

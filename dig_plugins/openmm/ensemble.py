@@ -17,14 +17,14 @@ from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance, normalised_weights
 from dig_core.montecarlo.chain import Pool
-from dig_core.random import fresh_seed
+from dig_core.random import as_seed
 
 from .. import models
 from .convert import check_supported, check_topology
 from .energy import OpenMMEnergy
 from .systems import model_system
 
-__all__ = ["Ensemble", "sample"]
+__all__ = ["Ensemble", "sample", "writable"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ class Ensemble:
 
     def save(self, path: str | Path) -> None:
         """``.xtc`` (with a .pdb topology and a .npz of weights beside it), ``.pdb`` (resampled models), or ``.npz`` alone."""
-        path = Path(path)
-        if path.suffix not in (".xtc", ".pdb", ".npz"):
-            raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
+        path = writable(path)
         if path.suffix == ".pdb":
             _write_pdb(path, self.topology, self.resample())
             return
@@ -83,6 +81,16 @@ class Ensemble:
             trajectory = app.XTCFile(str(path), self.topology, 1.0 * unit.femtosecond, interval=1)
             for frame in self.positions:
                 trajectory.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+
+
+def writable(path: str | Path) -> Path:
+    """``path`` if :meth:`Ensemble.save` can write there: ask before drawing. Raises IncompatibleError."""
+    path = Path(path)
+    if path.suffix not in (".xtc", ".pdb", ".npz"):
+        raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
+    return path
 
 
 def sample(
@@ -112,7 +120,7 @@ def sample(
     check_supported(system, topology)
     if dig.card.temperature is None:
         raise IncompatibleError(f"the model {dig.card.name!r} has no temperature in its card: its weights are undefined.")
-    seed = fresh_seed() if seed is None else int(seed)
+    seed = as_seed(seed)
     pool = Pool(dig.proposal(steps=steps), OpenMMEnergy(system, dig.card.temperature), seed=seed, batch=batch)
     bar = tqdm(range(0, n, batch), desc="samples", disable=None if progress is None else not progress)
     parts = [pool.take(min(batch, n - low)) for low in bar]

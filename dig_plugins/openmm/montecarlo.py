@@ -12,7 +12,7 @@ from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.montecarlo.analysis import longest_rejection_run
 from dig_core.montecarlo.chain import MonteCarlo, Reason, Records
-from dig_core.random import fresh_seed
+from dig_core.random import as_seed
 from dig_core.types import Geometry
 
 from .convert import check_supported, check_topology, kelvin, to_geometry
@@ -90,7 +90,7 @@ class DiGMonteCarlo:
         self.md_steps, self.proposals = int(md_steps), int(proposals)
         if self.proposals < 1 or self.md_steps < 0:
             raise IncompatibleError(f"proposals must be at least 1 and md_steps at least 0, got {proposals} and {md_steps}.")
-        self.seed = fresh_seed() if seed is None else int(seed)
+        self.seed = as_seed(seed)
         self.energy = OpenMMEnergy.from_simulation(simulation, self.temperature) if energy is None else energy
         self.reporters: list = []
         self._chain = MonteCarlo(

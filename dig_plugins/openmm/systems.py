@@ -39,9 +39,13 @@ class ModelSystem(NamedTuple):
 
 
 def model_system(name: str) -> ModelSystem:
-    """The system that the shipped model ``name`` was trained on, from its structure and force-field files."""
+    """The system that the shipped model ``name`` was trained on, from its structure and force-field files.
+
+    Raises :class:`CheckpointError` for a name that is not shipped.
+    """
+    checkpoint = models.path(name)
     entry = models.index()[name]
-    pdb = app.PDBFile(str(models.path(name).with_name(entry["structure"])))
+    pdb = app.PDBFile(str(checkpoint.with_name(entry["structure"])))
     system = app.ForceField(*entry["force_field"]).createSystem(pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None)
     positions = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     return ModelSystem(pdb.topology, system, np.asarray(positions), float(entry["temperature"]))
