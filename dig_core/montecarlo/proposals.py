@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..diffusion.kernels import JointKernel
 from ..errors import IncompatibleError
 from ..random import Streams
 from ..sampling.flow import checked_grid
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..dig import DiG
 
 __all__ = ["PathProposal", "Proposal"]
+
+_ROWS = 512
 
 
 class Proposal(Protocol):
@@ -72,7 +75,7 @@ class PathProposal:
         state = prior.sample(rng)
         log_path = prior.log_prob(state)
         for k in range(len(self.grid) - 1, 0, -1):
-            kernel = self._reverse(state, k)
+            kernel = self._reverse(state, self.grid[k : k + 1], self.grid[k - 1 : k])
             earlier = kernel.sample(rng)
             log_path += kernel.log_prob(earlier) - self._forward(earlier, k).log_prob(state)
             state = earlier
@@ -92,23 +95,30 @@ class PathProposal:
 
     def _forward_path(self, state: State, rng: Streams) -> Tensor:
         """(B,) log p_theta(path) - log q(path given ``state``) over one path drawn by forward noising."""
-        log_path = torch.zeros(len(rng), dtype=torch.float64)
+        visited, log_path = [state], torch.zeros(len(rng), dtype=torch.float64)
         for k in range(1, len(self.grid)):
-            kernel = self._forward(state, k)
-            later = kernel.sample(rng)
-            log_path += self._reverse(later, k).log_prob(state) - kernel.log_prob(later)
-            state = later
-        return log_path + self.dig.process.prior(state).log_prob(state)
+            kernel = self._forward(visited[-1], k)
+            visited.append(kernel.sample(rng))
+            log_path -= kernel.log_prob(visited[-1])
+        # The path does not depend on the network, which therefore sees many of its steps at once where samples are few.
+        together = max(1, _ROWS // len(rng))
+        for first in range(1, len(self.grid), together):
+            steps = range(first, min(first + together, len(self.grid)))
+            log_path += self._log_reverse([visited[k - 1] for k in steps], [visited[k] for k in steps], steps)
+        return log_path + self.dig.process.prior(visited[-1]).log_prob(visited[-1])
 
-    def _times(self, k: int) -> tuple[Tensor, Tensor]:
-        return self.grid[k - 1 : k], self.grid[k : k + 1]
+    def _log_reverse(self, earlier: list[State], later: list[State], steps: range) -> Tensor:
+        """(B,) sum over ``steps`` of log p_theta(earlier given later)."""
+        batch = len(next(iter(later[0].values())))
+        before, after = ({name: torch.cat([state[name] for state in states]) for name in states[0]} for states in (earlier, later))
+        s, t = (self.grid[list(k)].repeat_interleave(batch) for k in ([k - 1 for k in steps], steps))
+        return self._reverse(after, t, s).log_prob(before).reshape(len(steps), batch).sum(0)
 
-    def _forward(self, state: State, k: int):
+    def _forward(self, state: State, k: int) -> JointKernel:
         """q(x_k given x_{k-1})."""
-        return self.dig.process.forward(state, *self._times(k))
+        return self.dig.process.forward(state, self.grid[k - 1 : k], self.grid[k : k + 1])
 
-    def _reverse(self, state: State, k: int):
-        """p_theta(x_{k-1} given x_k)."""
-        earlier, later = self._times(k)
-        moments = self.dig.model.moments(state, later, self.dig.descriptor)
-        return self.dig.process.reverse(state, later, earlier, score_of(self.dig.process, moments.noise, later), moments.spread)
+    def _reverse(self, state: State, t: Tensor, s: Tensor) -> JointKernel:
+        """p_theta(x_s given x_t), times (B,) or (1,)."""
+        process, moments = self.dig.process, self.dig.model.moments(state, t, self.dig.descriptor)
+        return process.reverse(state, t, s, score_of(process, moments.noise, t), moments.spread)

@@ -67,10 +67,8 @@ class ResidualMLP(nn.Module):
         features = torch.cat(self._features(state), dim=1)
         hidden = linear(features.to(precision), self.enter.to(precision), self.enter_bias.to(precision))
         for (gain, shift), up, down in zip(self._modulation(t, precision), self.up, self.down, strict=True):
-            if len(gain) == 1:  # one time for all: gain and shift are part of the product
-                inner = linear(hidden, (up * gain.T).to(precision), shift[0])
-            else:
-                inner = torch.addcmul(shift, linear(hidden, up.to(precision)), gain)
+            # One time or many, the arithmetic is the same: Monte Carlo compares densities of single and batched evaluations.
+            inner = torch.addcmul(shift, linear(hidden, up.to(precision)), gain)
             hidden = hidden + linear(gelu(inner), down.to(precision))
         return hidden
 
@@ -92,7 +90,7 @@ class ResidualMLP(nn.Module):
         """Gain and shift (B or 1, width) a block."""
         angles = t.to(self.enter.dtype)[:, None] * torch.arange(1, self.frequencies + 1, device=t.device) * (0.5 * math.pi)
         embedded = gelu(linear(torch.cat([angles.sin(), angles.cos()], dim=1), *self.time))
-        both = linear(embedded.to(precision), self.film.to(precision)).chunk(2 * len(self.up), dim=1)
+        both = linear(embedded, self.film).to(precision).chunk(2 * len(self.up), dim=1)
         return [(1 + gain, shift) for gain, shift in zip(both[::2], both[1::2], strict=True)]
 
 
