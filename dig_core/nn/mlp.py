@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class ResidualMLP(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "sizes": dict(sizes), "periodic": list(periodic), "width": width, "blocks": blocks, "harmonics": harmonics,
             "frequencies": frequencies, "precision": precision,
         }  # fmt: skip

@@ -96,7 +96,7 @@ class DiGMonteCarlo:
         self._chain = MonteCarlo(
             dig.proposal(steps=steps), self.energy, self._geometry(), seed=self.seed, batch=batch, scheme=scheme, local=self._md
         )
-        self._accepted = np.zeros(0, dtype=bool)
+        self._accepted = [np.zeros(0, dtype=bool)]
         self._failed = dict.fromkeys((r.name.lower() for r in Reason if r), 0)
 
     def step(self, blocks: int = 1) -> Block:
@@ -112,7 +112,7 @@ class DiGMonteCarlo:
                 context = self.simulation.context
                 context.setPositions(self._chain.positions / 10)  # Angstrom to nm
                 context.setVelocitiesToTemperature(self.temperature * unit.kelvin, self._velocity_seed())
-            self._accepted = np.append(self._accepted, records.accepted)
+            self._accepted.append(records.accepted)
             for reason in Reason:
                 if reason:
                     self._failed[reason.name.lower()] += int((records.reason == reason).sum())
@@ -129,7 +129,7 @@ class DiGMonteCarlo:
     @property
     def statistics(self) -> Statistics:
         """Counts over the whole chain."""
-        accepted = self._accepted
+        accepted = np.concatenate(self._accepted)
         longest = longest_rejection_run(accepted) if len(accepted) else 0
         return Statistics(len(accepted), int(accepted.sum()), longest, dict(self._failed))
 
@@ -137,7 +137,7 @@ class DiGMonteCarlo:
         """The chain, its statistics and the Context (positions, velocities, random numbers of its integrator)."""
         return {
             "chain": self._chain.state_dict(),
-            "accepted": self._accepted.copy(),
+            "accepted": np.concatenate(self._accepted),
             "failed": dict(self._failed),
             "context": self.simulation.context.createCheckpoint(),
         }
@@ -145,7 +145,7 @@ class DiGMonteCarlo:
     def load_state_dict(self, state: dict) -> None:
         """Go on from :meth:`state_dict` of a chain of the same seed, on the same platform."""
         self._chain.load_state_dict(state["chain"])
-        self._accepted, self._failed = np.array(state["accepted"]), dict(state["failed"])
+        self._accepted, self._failed = [np.array(state["accepted"])], dict(state["failed"])
         self.simulation.context.loadCheckpoint(state["context"])
 
     def _geometry(self) -> Geometry:

@@ -56,7 +56,7 @@ class Recipe:
     first_steps: int = 4000
     proposals: int = 400_000  # a round, weighed by the first model to make the frames of the second stage
     rounds: int = 3
-    second_steps: int = 18_000
+    second_steps: int = 15_000
     batch: int = 1024
     path_steps: int = 32
 
