@@ -44,8 +44,9 @@ def short_blocks(monkeypatch):
 
 # Two molecules whose integrals are known -------------------------------------------------------------------------------
 
-BONDS = {"AB": (0.140, 60_000.0), "BC": (0.152, 90_000.0), "CD": (0.130, 40_000.0)}  # nm, kJ/mol/nm^2
-ANGLES = {"ABC": (1.9, 120.0), "BCD": (1.75, 200.0)}  # rad, kJ/mol/rad^2
+# Soft, and far from right angles: the volumes b^2 and sin(a) shift the means by a fifth of a standard deviation.
+BONDS = {"AB": (0.140, 15_000.0), "BC": (0.152, 20_000.0), "CD": (0.130, 12_000.0)}  # nm, kJ/mol/nm^2
+ANGLES = {"ABC": (2.2, 70.0), "BCD": (1.0, 80.0)}  # rad, kJ/mol/rad^2
 TORSION = (3, 0.4, 3.0)  # periodicity, phase, kJ/mol
 TILT = (1, 1.0, 2.0)
 
