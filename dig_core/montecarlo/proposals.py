@@ -111,7 +111,9 @@ class PathProposal:
         """(B,) sum over ``steps`` of log p_theta(earlier given later)."""
         batch = len(next(iter(later[0].values())))
         before, after = ({name: torch.cat([state[name] for state in states]) for name in states[0]} for states in (earlier, later))
-        s, t = (self.grid[list(k)].repeat_interleave(batch) for k in ([k - 1 for k in steps], steps))
+        # One time for all rows where it is one: the network embeds it once.
+        rows = batch if len(steps) > 1 else 1
+        s, t = (self.grid[list(k)].repeat_interleave(rows) for k in ([k - 1 for k in steps], steps))
         return self._reverse(after, t, s).log_prob(before).reshape(len(steps), batch).sum(0)
 
     def _forward(self, state: State, k: int) -> JointKernel:
