@@ -12,8 +12,9 @@ from dig_core.coordinates import Internal
 from dig_core.diffusion import Diffusion, Euclidean, Joint, Karras, LogSNR, Torus
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
-from dig_core.training.fit import FitConfig, fit
 from dig_core.training.frames import frames_of
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Denoising
 from dig_plugins.openmm import OpenMMEnergy, describe, model_system, sample
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -39,7 +40,7 @@ training = frames_of(coordinates, descriptor, geometry, OpenMMEnergy(system, tem
 sizes = {"shape": len(coordinates.centre), "torsion": len(coordinates.torsion_atoms)}
 process = Joint(shape=Diffusion(Euclidean(sizes["shape"]), LogSNR(4.5, -4.0)), torsion=Diffusion(Torus(sizes["torsion"]), Karras()))
 model = NoiseScore(ResidualMLP(sizes, ["torsion"], width=64 if fast else 256), process)
-fit(model, training, descriptor, FitConfig(steps=20 if fast else 5000, batch=64 if fast else 1024))
+optimise(model, Denoising(training, descriptor), LoopConfig(steps=20 if fast else 5000, batch=64 if fast else 1024))
 
 dig = DiG(model, coordinates, descriptor, Card(name="my molecule", temperature=temperature, steps=10 if fast else 32))
 ensemble = sample(dig, 64 if fast else 2000, simulation=simulation, seed=1)

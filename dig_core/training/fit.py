@@ -1,255 +1,129 @@
-"""A plain resumable training loop: moving average, validation, CSV log, early pictures through a callback, safe to interrupt."""
+"""Training in stages: from data, from an energy, or from both, resumable as a whole."""
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from tqdm.auto import tqdm
-
+from ..energy import Energy
 from ..errors import CheckpointError, IncompatibleError
 from ..files import write_atomically
-from ..score import EnergyScore, NoiseScore
-from ..system.descriptor import Descriptor
-from .losses import Frames, denoising_loss, fisher_information
+from .frames import read_frames, write_frames
+from .losses import Frames
 
-__all__ = ["FitConfig", "FitResult", "fit"]
+if TYPE_CHECKING:
+    from ..dig import DiG
 
-
-_COLUMNS = ("step", "training", "validation", "spread")
-
-
-Trainable = NoiseScore | EnergyScore
+__all__ = ["Progress", "Stage", "Task", "fit"]
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How long and how fast. ``steps`` optimiser steps of ``batch`` frames; cosine decay of ``rate`` after ``warmup`` steps.
+class Progress:
+    """What travels from stage to stage.
 
-    ``average`` is the decay of the moving average of the weights; ``spread_weight`` multiplies the variance loss;
-    ``blend`` uses forces where the frames have them; ``every`` steps between validations, pictures and checkpoints.
+    ``frames`` and ``validation`` are of the target law in the coordinates of ``dig``; ``evaluations`` of the energy so far;
+    ``history`` one dict a stage; ``finished`` False if a stage was interrupted.
     """
 
-    steps: int = 20_000
-    batch: int = 1024
-    rate: float = 1e-3
-    warmup: int = 200
-    average: float = 0.999
-    spread_weight: float = 0.1
-    blend: bool = True
-    clip: float = 10.0
-    every: int = 500
-    seed: int = 0
+    dig: DiG
+    frames: Frames | None = None
+    validation: Frames | None = None
+    evaluations: int = 0
+    history: list[dict] = field(default_factory=list)
+    finished: bool = True
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """``model`` with the averaged weights; ``history`` one dict a validation; ``steps`` done; ``finished`` False if interrupted."""
+class Task:
+    """What every stage is given: the energy (or None), its own directory (or None), a seed, whether to show progress."""
 
-    model: Trainable
-    history: list[dict]
-    steps: int
-    finished: bool
-    seconds: float
+    energy: Energy | None
+    directory: Path | None
+    seed: int
+    progress: bool | None
+
+    def needed_energy(self) -> Energy:
+        """The energy; IncompatibleError if there is none."""
+        if self.energy is None:
+            raise IncompatibleError("this stage needs an energy: pass energy= to fit, or leave the stage out.")
+        return self.energy
+
+
+class Stage(Protocol):
+    """One step of a training; ``name`` labels its files. Interrupted, it returns with ``finished=False`` and goes on when run again."""
+
+    @property
+    def name(self) -> str: ...
+    def run(self, progress: Progress, task: Task) -> Progress: ...
 
 
 def fit(
-    model: Trainable,
-    frames: Frames,
-    descriptor: Descriptor,
-    config: FitConfig = FitConfig(),
+    dig: DiG,
+    stages: Sequence[Stage],
     *,
+    energy: Energy | None = None,
+    frames: Frames | None = None,
     validation: Frames | None = None,
     directory: str | Path | None = None,
-    picture: Callable[[Trainable, int], None] | None = None,
+    seed: int = 0,
     progress: bool | None = None,
-) -> FitResult:
-    """Train ``model`` (in place) on ``frames`` by denoising score matching; its final weights are the moving average.
+) -> Progress:
+    """Run ``stages`` one after the other on ``dig`` (trained in place) and return the last one's result.
 
-    With ``directory``, progress is written to ``log.csv`` and ``resume.safetensors`` there, and a run that was cut off
-    goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
-    is called with the averaged model at every validation, the first time after ``every`` steps.
+    With ``directory`` each finished stage leaves ``N-name.safetensors``, its frames, and ``N-name.json`` there: a run that
+    was cut off goes on after the last of them, and inside a stage from what that stage has written. Ctrl-C returns
+    ``finished=False``.
+
+    Parameters
+    ----------
+    energy: reduced energy of structures; needed by the stages that weigh samples.
+    frames, validation: data in the coordinates of ``dig``, as :func:`~dig_core.training.frames.frames_of` makes them.
 
     Raises
     ------
-    IncompatibleError: fewer than 2 frames, frames that hold NaN, or a loss that explodes. CheckpointError: the directory
-        holds another run.
+    IncompatibleError: no stages, or one that lacks what it needs. CheckpointError: the directory holds another training.
     """
-    if len(frames) < 2:
-        raise IncompatibleError(f"expected at least 2 frames to train on, got {len(frames)}.")
-    _check(frames, "training")
-    if validation is not None:
-        _check(validation, "validation")
-    trainer = _Trainer(model, frames, descriptor, config)
-    directory = None if directory is None else Path(directory)
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        trainer.resume(directory / "resume.safetensors")
-    began = time.monotonic()
-    hidden = None if progress is None else not progress
-    with _interruptible() as stop, tqdm(total=config.steps, initial=trainer.step, desc="fit", disable=hidden) as bar:
-        while trainer.step < config.steps and not stop.is_set():
-            loss = trainer.advance()
-            bar.update()
-            if trainer.step % config.every == 0 or trainer.step == config.steps:
-                row = trainer.validate(validation)
-                bar.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
-                if directory is not None:
-                    _append(directory / "log.csv", row)
-                    trainer.store(directory / "resume.safetensors")
-                if picture is not None:
-                    picture(trainer.averaged(), trainer.step)
-    if directory is not None:
-        trainer.store(directory / "resume.safetensors")
-    model.load_state_dict(trainer.average)
-    return FitResult(model.eval(), trainer.history, trainer.step, trainer.step >= config.steps, time.monotonic() - began)
-
-
-class _Trainer:
-    """The state of a run: weights, their average, optimiser, generators, step, history."""
-
-    def __init__(self, model: Trainable, frames: Frames, descriptor: Descriptor, config: FitConfig):
-        self.model, self.frames, self.descriptor, self.config = model.train(), frames, descriptor, config
-        self.fisher = fisher_information(frames.force) if config.blend and frames.force is not None else None
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
-        self.average = {name: value.clone() for name, value in model.state_dict().items()}
-        self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
-        self.step, self.running = 0, math.nan
-        self.history: list[dict] = []
-
-    def advance(self) -> float:
-        """One optimiser step; returns the running training loss."""
-        config = self.config
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.rate * _factor(self.step, config)
-        index = torch.randint(len(self.frames), (config.batch,), generator=self.order)
-        times = _stratified(config.batch, self.order)
-        loss = denoising_loss(
-            self.model, self.frames.take(index), self.descriptor, times, self.noise, fisher=self.fisher
-        )
-        total = loss["noise"] + config.spread_weight * loss["spread"]
-        if not torch.isfinite(total):
-            raise IncompatibleError(f"the loss became {float(total.detach())} at step {self.step}: lower the rate, or clip more.")
-        self.optimiser.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimiser.step()
-        self.step += 1
-        decay = min(config.average, self.step / (self.step + 100))
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
-        now = float(loss["noise"].detach())
-        self.running = now if math.isnan(self.running) else 0.99 * self.running + 0.01 * now
-        return self.running
-
-    @torch.no_grad()
-    def validate(self, validation: Frames | None) -> dict:
-        """Losses of the averaged model on held-out frames, with the same times and noise at every call."""
-        row = dict(zip(_COLUMNS, (self.step, self.running, math.nan, math.nan), strict=True))
-        if validation is not None and len(validation):
-            rng = torch.Generator().manual_seed(self.config.seed + 12345)
-            times = _stratified(len(validation), rng)
-            loss = denoising_loss(self.averaged(), validation, self.descriptor, times, rng, fisher=self.fisher)
-            row |= {"validation": float(loss["noise"]), "spread": float(loss["spread"])}
-        self.history.append(row)
-        return row
-
-    def averaged(self) -> Trainable:
-        """The model with averaged weights, for looking at; training goes on with its own."""
-        shown = copy.deepcopy(self.model)
-        shown.load_state_dict(self.average)
-        return shown.eval()
-
-    def store(self, path: Path) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        tensors |= {"order": self.order.get_state(), "noise": self.noise.get_state()}
-        tensors["progress"] = torch.tensor([self.step, self.running], dtype=torch.float64)
-        rows = [[row[name] for name in _COLUMNS] for row in self.history]
-        tensors["history"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
-        write_atomically(path, to_bytes({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
-
-    def resume(self, path: Path) -> None:
-        if not path.exists():
-            return
+    if not stages:
+        raise IncompatibleError("expected at least one stage to run, got none.")
+    here = Progress(dig, frames, validation)
+    place = None if directory is None else Path(directory)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(stages):
+        stem = f"{number}-{stage.name}"
+        if place is not None and (place / f"{stem}.json").exists():
+            here = _read(place, stem, dig)
+            continue
+        task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress)
         try:
-            with safe_open(path, "pt") as stream:
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not of this run ({error}): use another directory, or delete it to start anew.") from error
-        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
-        state: dict[int, dict] = {}
-        for key in (k for k in tensors if k.startswith("optimiser.")):
-            _, number, name = key.split(".")
-            state.setdefault(int(number), {})[name] = tensors[key]
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.order.set_state(tensors["order"])
-        self.noise.set_state(tensors["noise"])
-        self.step, self.running = int(tensors["progress"][0]), float(tensors["progress"][1])
-        rows = tensors.get("history", torch.empty(0, len(_COLUMNS))).tolist()
-        self.history = [dict(zip(_COLUMNS, (int(row[0]), *row[1:]), strict=True)) for row in rows]
+            here = stage.run(here, task)
+        except KeyboardInterrupt:
+            return replace(here, finished=False)
+        if not here.finished:
+            return here
+        if place is not None:
+            _write(place, stem, here)
+    return here
 
 
-def _check(frames: Frames, what: str) -> None:
-    """Raise IncompatibleError for a number that is not finite or a negative weight: it would spoil a long run in its midst."""
-    for kind, part in (("state", frames.state), ("force", frames.force or {})):
-        for name, x in part.items():
-            bad = ~torch.isfinite(x).flatten(1).all(1)
-            if bad.any():
-                first = int(bad.nonzero()[0])
-                raise IncompatibleError(f"the {what} data hold a {kind} {name!r} that is not finite, first in frame {first}.")
-    if frames.weight is not None:
-        bad = ~(torch.isfinite(frames.weight) & (frames.weight >= 0))
-        if bad.any():
-            first = int(bad.nonzero()[0])
-            raise IncompatibleError(f"the {what} data hold a weight of {float(frames.weight[first])} in frame {first}: expected 0 or more.")
+def _write(place: Path, stem: str, progress: Progress) -> None:
+    """The JSON file comes last: where it is, the stage is complete."""
+    progress.dig.save(place / f"{stem}.safetensors")
+    for kind in ("frames", "validation"):
+        frames = getattr(progress, kind)
+        if frames is not None:
+            write_frames(place / f"{stem}.{kind}", frames)
+    about = {"evaluations": progress.evaluations, "history": progress.history}
+    write_atomically(place / f"{stem}.json", json.dumps(about, indent=1).encode())
 
 
-def _factor(step: int, config: FitConfig) -> float:
-    return min(1.0, (step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def _stratified(n: int, rng: torch.Generator) -> torch.Tensor:
-    """n times in (0, 1], one in each of n equal strata."""
-    return (torch.arange(1, n + 1) - torch.rand(n, generator=rng)) / n
-
-
-def _append(path: Path, row: dict) -> None:
-    fresh = not path.exists()
-    with open(path, "a", newline="") as stream:
-        writer = csv.DictWriter(stream, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def _interruptible():
-    """An event that Ctrl-C sets instead of raising; the handler is put back afterwards (main thread only)."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+def _read(place: Path, stem: str, dig: DiG) -> Progress:
     try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+        about = json.loads((place / f"{stem}.json").read_text(encoding="utf-8"))
+        held = {kind: read_frames(path) if (path := place / f"{stem}.{kind}").exists() else None for kind in ("frames", "validation")}
+        return Progress(dig.load(place / f"{stem}.safetensors"), held["frames"], held["validation"], about["evaluations"], about["history"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"stage {stem} in {place} cannot be read ({error}): delete {stem}.* to run it again.") from error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..coordinates import Coordinates
 from ..energy import Energy
 from ..errors import IncompatibleError
+from ..files import write_atomically
 from ..system.descriptor import Descriptor
 from ..types import Geometry, State, Tangent
 from .losses import Frames
 
-__all__ = ["frames_of"]
+__all__ = ["frames_of", "join_frames", "read_frames", "write_frames"]
 
 
 def frames_of(
@@ -29,6 +34,34 @@ def frames_of(
         if energy is not None:
             forces.append(_force(coordinates, descriptor, state, energy, low))
     return Frames(_join(states), _join(forces) if energy is not None else None)
+
+
+def join_frames(parts: list[Frames]) -> Frames:
+    """One after the other, without weights; all with forces or all without."""
+    state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
+    forces = [part.force for part in parts if part.force is not None]
+    if not forces:
+        return Frames(state)
+    if len(forces) < len(parts):
+        raise IncompatibleError(f"expected forces in all of {len(parts)} sets of frames or in none, got them in {len(forces)}.")
+    return Frames(state, {name: torch.cat([force[name] for force in forces]) for name in forces[0]})
+
+
+def write_frames(path: Path, frames: Frames) -> None:
+    """One safetensors file, complete or not there."""
+    tensors = {f"state.{name}": x for name, x in frames.state.items()}
+    tensors |= {f"force.{name}": x for name, x in (frames.force or {}).items()}
+    if frames.weight is not None:
+        tensors["weight."] = frames.weight
+    write_atomically(path, to_bytes({name: x.contiguous().clone() for name, x in tensors.items()}))
+
+
+def read_frames(path: Path) -> Frames:
+    """What :func:`write_frames` wrote."""
+    with safe_open(path, "pt") as stream:
+        tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+    state, force = ({key[6:]: x for key, x in tensors.items() if key.startswith(kind)} for kind in ("state.", "force."))
+    return Frames(state, force or None, tensors.get("weight."))
 
 
 def _force(coordinates: Coordinates, descriptor: Descriptor, state: State, energy: Energy, first: int) -> Tangent:

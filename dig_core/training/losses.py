@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import IncompatibleError
 from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
 
-__all__ = ["Frames", "blend", "denoising_loss", "fisher_information"]
+__all__ = ["Denoising", "Frames", "Objective", "blend", "denoising_loss", "fisher_information", "stratified_times"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Frames:
         pick = {name: x[index] for name, x in self.state.items()}
         force = None if self.force is None else {name: f[index] for name, f in self.force.items()}
         return Frames(pick, force, None if self.weight is None else self.weight[index])
+
+
+class Objective(Protocol):
+    """What a training step makes small: the sum of the scalars returned for a batch.
+
+    ``order`` picks frames and times, ``noise`` draws the noise: two generators, so that both orders can be kept apart.
+    """
+
+    def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]: ...
 
 
 def fisher_information(force: Tangent) -> Tangent:
@@ -81,3 +93,59 @@ def denoising_loss(
     if frames.weight is not None:
         error, misfit = error * frames.weight, misfit * frames.weight
     return {"noise": error.mean(), "spread": misfit.mean()}
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Denoising score matching on ``frames`` as an :class:`Objective`.
+
+    ``blended`` uses forces where the frames have them; ``spread_weight`` multiplies the variance loss. Raises
+    IncompatibleError for fewer than 2 frames, for frames that are not finite and for negative weights.
+    """
+
+    frames: Frames
+    descriptor: Descriptor
+    blended: bool = True
+    spread_weight: float = 0.1
+
+    def __post_init__(self):
+        if len(self.frames) < 2:
+            raise IncompatibleError(f"expected at least 2 frames to train on, got {len(self.frames)}.")
+        _check(self.frames)
+
+    @cached_property
+    def fisher(self) -> Tangent | None:
+        return fisher_information(self.frames.force) if self.blended and self.frames.force is not None else None
+
+    def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        index = torch.randint(len(self.frames), (batch,), generator=order)
+        times = stratified_times(batch, order)
+        loss = denoising_loss(model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher)
+        return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
+
+    def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
+        """Unweighted losses over all frames, with the same times and noise at every call."""
+        rng = torch.Generator().manual_seed(seed)
+        times = stratified_times(len(self.frames), rng)
+        loss = denoising_loss(model, self.frames, self.descriptor, times, rng, fisher=self.fisher)
+        return {name: float(value) for name, value in loss.items()}
+
+
+def stratified_times(n: int, rng: torch.Generator) -> Tensor:
+    """(n,) times in (0, 1], one in each of n equal strata."""
+    return (torch.arange(1, n + 1) - torch.rand(n, generator=rng)) / n
+
+
+def _check(frames: Frames) -> None:
+    """Raise IncompatibleError for a number that is not finite or a negative weight: it would spoil a long run in its midst."""
+    for kind, part in (("state", frames.state), ("force", frames.force or {})):
+        for name, x in part.items():
+            bad = ~torch.isfinite(x).flatten(1).all(1)
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                raise IncompatibleError(f"the frames hold a {kind} {name!r} that is not finite, first in frame {first}.")
+    if frames.weight is not None:
+        bad = ~(torch.isfinite(frames.weight) & (frames.weight >= 0))
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise IncompatibleError(f"the frames hold a weight of {float(frames.weight[first])} in frame {first}: expected 0 or more.")

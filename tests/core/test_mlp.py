@@ -10,8 +10,8 @@ from dig_core.energy import GaussianMixture
 from dig_core.nn import ResidualMLP, ScalarMLP
 from dig_core.score import EnergyScore, NoiseScore
 from dig_core.system.descriptor import molecule
-from dig_core.training.fit import FitConfig, fit
-from dig_core.training.losses import Frames
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Denoising, Frames
 
 SIZES = {"x": 2, "a": 1}
 NOTHING = molecule([1, 1, 1], [[0, 1], [1, 2]])
@@ -71,10 +71,11 @@ def test_both_kinds_of_score_learn_a_mixture(build):
     law = GaussianMixture([0.5, 0.5], [[-1.5, 0.0], [1.5, 0.0]], [[0.1, 0.3], [0.1, 0.3]])
     rng = torch.Generator().manual_seed(2)
     frames = Frames({"x": law.sample(4096, rng).float(), "a": 0.3 * torch.randn(4096, 1, generator=rng)})
-    held_out = frames.take(torch.arange(512))
+    held_out = Denoising(frames.take(torch.arange(512)), NOTHING)
 
     def validation(steps: int) -> float:
-        config = FitConfig(steps=steps, batch=256, rate=5e-3 if steps > 1 else 1e-9, warmup=20, every=steps)
-        return fit(build(), frames, NOTHING, config, validation=held_out, progress=False).history[-1]["validation"]
+        config = LoopConfig(steps=steps, batch=256, rate=5e-3 if steps > 1 else 1e-9, warmup=20, every=steps)
+        found = optimise(build(), Denoising(frames, NOTHING), config, validation=held_out, progress=False)
+        return found.history[-1]["validation"]
 
     assert validation(150) < 0.8 * validation(1)

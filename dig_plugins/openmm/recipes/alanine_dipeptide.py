@@ -22,12 +22,12 @@ from dig_core.diffusion import Diffusion, Euclidean, Joint, Karras, LogSNR, Toru
 from dig_core.dig import Card, DiG
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
-from dig_core.montecarlo.reweight import reweighted_frames
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
-from dig_core.training.fit import FitConfig, fit
+from dig_core.training.draws import reweighted_frames
 from dig_core.training.frames import frames_of
-from dig_core.training.losses import Frames
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Denoising, Frames
 from dig_core.types import Geometry
 from dig_plugins import models
 from dig_plugins.openmm.convert import describe
@@ -117,15 +117,16 @@ def train(recipe: Recipe, out: Path) -> DiG:
     descriptor, energy = describe(pdb.topology, system, positions), OpenMMEnergy(system, TEMPERATURE)
     frames = make_frames(recipe, pdb.topology, system, positions, out)
     geometry = Geometry(torch.from_numpy(frames).double() * 10)
-    held_out = max(2, len(frames) // 20)  # the last of the run: whole tempered stretches, not shuffled neighbours
-    coordinates = Internal.from_frames(descriptor, Geometry(geometry.positions[:-held_out]))
+    count = max(2, len(frames) // 20)  # the last of the run: whole tempered stretches, not shuffled neighbours
+    coordinates = Internal.from_frames(descriptor, Geometry(geometry.positions[:-count]))
     everything = frames_of(coordinates, descriptor, geometry, energy)
-    training, validation = (everything.take(i) for i in torch.arange(len(frames)).split([len(frames) - held_out, held_out]))
-    validation = validation.take(torch.arange(0, held_out, max(1, held_out // 4000)))
+    training, validation = (everything.take(i) for i in torch.arange(len(frames)).split([len(frames) - count, count]))
+    validation = validation.take(torch.arange(0, count, max(1, count // 4000)))
 
     model = build(recipe, coordinates)
-    config = FitConfig(steps=recipe.first_steps, batch=recipe.batch, every=1000, seed=recipe.seed)
-    first = fit(model, training, descriptor, config, validation=validation, directory=out / "first")
+    config = LoopConfig(steps=recipe.first_steps, batch=recipe.batch, every=1000, seed=recipe.seed)
+    held_out = Denoising(validation, descriptor)
+    first = optimise(model, Denoising(training, descriptor), config, validation=held_out, directory=out / "first")
     if not first.finished:
         raise SystemExit("interrupted; run the same command again to go on.")
     dig = DiG(first.model.requires_grad_(False), coordinates, descriptor, Card(temperature=TEMPERATURE, steps=recipe.path_steps))
@@ -135,7 +136,7 @@ def train(recipe: Recipe, out: Path) -> DiG:
     own = own_frames(recipe, dig, energy, out)
     model.requires_grad_(True)
     config = dataclasses.replace(config, steps=recipe.second_steps, seed=recipe.seed + 1)
-    second = fit(model, own, descriptor, config, validation=validation, directory=out / "second")
+    second = optimise(model, Denoising(own, descriptor), config, validation=held_out, directory=out / "second")
     if not second.finished:
         raise SystemExit("interrupted; run the same command again to go on.")
     card = Card(

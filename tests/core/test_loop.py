@@ -20,15 +20,15 @@ from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, T
 from dig_core.dig import Card, DiG
 from dig_core.energy import AnalyticScore, GaussianMixture, Springs, WrappedMixture
 from dig_core.errors import CheckpointError, IncompatibleError, StateError
-from dig_core.montecarlo.reweight import reweighted_frames
 from dig_core.nn import CartesianGraphormer, InternalGraphormer, ResidualMLP
 from dig_core.score import Moments, NoiseScore
 from dig_core.system.descriptor import molecule
 from dig_core.testing import Sabotaged
-from dig_core.training import fit as fit_module
-from dig_core.training.fit import FitConfig, fit
+from dig_core.training import losses as losses_module
+from dig_core.training.draws import reweighted_frames
 from dig_core.training.frames import frames_of
-from dig_core.training.losses import Frames, blend, denoising_loss, fisher_information
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Denoising, Frames, blend, denoising_loss, fisher_information
 from dig_core.types import Geometry
 
 PROCESS = Joint(flat=Diffusion(Euclidean(2), LogSNR(6.0, -6.0)), turn=Diffusion(Torus(1), Geometric(0.05, 3.5)))
@@ -38,7 +38,7 @@ LAW = {
 }
 EXACT = AnalyticScore(PROCESS, LAW)
 WATER = molecule([1, 8, 1], [(0, 1), (1, 2)], positions=[[0.96, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.24, 0.93, 0.0]])
-CONFIG = FitConfig(steps=60, batch=32, rate=3e-3, warmup=5, average=0.9, every=20, seed=4)
+CONFIG = LoopConfig(steps=60, batch=32, rate=3e-3, warmup=5, average=0.9, every=20, seed=4)
 
 
 def frames(n: int, seed: int, exact: AnalyticScore = EXACT, dtype=torch.float32) -> Frames:
@@ -285,7 +285,7 @@ def test_reweighted_frames_have_the_law_of_the_energy():
         assert abs(float(values.mean()) - mean) < 4 * spread / math.sqrt(found.ess * 4000)
         assert float(values.std()) == pytest.approx(spread, rel=0.15)
     assert 0.05 < found.ess < 1 and len(found.frames) == int(found.ess * 4000)
-    assert found.evaluations == 4000 + len(found.frames)
+    assert found.evaluations == 4000
     assert found.frames.force is not None
 
 
@@ -299,8 +299,9 @@ def test_reweighting_with_no_finite_weight_is_an_error():
 # The loop ------------------------------------------------------------------------------------------------------------------
 
 
-def quiet_fit(model, data: Frames = TRAINING, config: FitConfig = CONFIG, **options):
-    return fit(model, data, WATER, config, progress=False, **options)
+def quiet_fit(model, data: Frames = TRAINING, config: LoopConfig = CONFIG, validation: Frames | None = None, **options):
+    held_out = None if validation is None else Denoising(validation, WATER)
+    return optimise(model, Denoising(data, WATER), config, validation=held_out, progress=False, **options)
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -310,7 +311,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 def test_training_approaches_the_exact_loss():
     best, first = losses(EXACT), losses(untrained())
-    config = FitConfig(steps=300, batch=128, rate=5e-3, warmup=20, average=0.98, every=150)
+    config = LoopConfig(steps=300, batch=128, rate=5e-3, warmup=20, average=0.98, every=150)
     found = quiet_fit(untrained(width=32), config=config, validation=VALIDATION)
     last = losses(found.model)
     assert found.finished and found.steps == 300 and len(found.history) == 2
@@ -364,7 +365,7 @@ def interrupt_at(monkeypatch, *steps: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return denoising_loss(*args, **options)
 
-    monkeypatch.setattr(fit_module, "denoising_loss", interrupted)
+    monkeypatch.setattr(losses_module, "denoising_loss", interrupted)
 
 
 def rows_of(path) -> list[dict]:
@@ -468,7 +469,7 @@ def test_frames_with_a_bad_number_are_refused_before_the_first_step(kind, value)
 
 @pytest.mark.parametrize("kind", ["state", "force"])
 def test_validation_frames_are_looked_at_too(kind):
-    with pytest.raises(IncompatibleError, match="validation.*frame 1234"):
+    with pytest.raises(IncompatibleError, match="frame 1234"):
         quiet_fit(untrained(), validation=spoilt(kind, math.nan))
 
 

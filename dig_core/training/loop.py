@@ -1,0 +1,221 @@
+"""A plain resumable training loop: moving average, validation, CSV log, early pictures through a callback, safe to interrupt."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from tqdm.auto import tqdm
+
+from ..errors import CheckpointError, IncompatibleError
+from ..files import write_atomically
+from ..score import EnergyScore, NoiseScore
+from .losses import Denoising, Objective
+
+__all__ = ["LoopConfig", "LoopResult", "Trainable", "optimise"]
+
+
+_COLUMNS = ("step", "training", "validation", "spread")
+
+
+Trainable = NoiseScore | EnergyScore
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast. ``steps`` optimiser steps of ``batch`` frames; cosine decay of ``rate`` after ``warmup`` steps.
+
+    ``average`` is the decay of the moving average of the weights; ``clip`` bounds the norm of a gradient; ``every`` steps
+    between validations, pictures and checkpoints.
+    """
+
+    steps: int = 20_000
+    batch: int = 1024
+    rate: float = 1e-3
+    warmup: int = 200
+    average: float = 0.999
+    clip: float = 10.0
+    every: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """``model`` with the averaged weights; ``history`` one dict a validation; ``steps`` done; ``finished`` False if interrupted."""
+
+    model: Trainable
+    history: list[dict]
+    steps: int
+    finished: bool
+    seconds: float
+
+
+def optimise(
+    model: Trainable,
+    objective: Objective,
+    config: LoopConfig = LoopConfig(),
+    *,
+    validation: Denoising | None = None,
+    directory: str | Path | None = None,
+    picture: Callable[[Trainable, int], None] | None = None,
+    progress: bool | None = None,
+    label: str = "fit",
+) -> LoopResult:
+    """Train ``model`` (in place) until ``objective`` is small; its final weights are the moving average.
+
+    ``validation``: the denoising loss on held-out frames, of the averaged model; ``label`` names the progress bar.
+
+    With ``directory``, progress is written to ``log.csv`` and ``resume.safetensors`` there, and a run that was cut off
+    goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
+    is called with the averaged model at every validation, the first time after ``every`` steps.
+
+    Raises
+    ------
+    IncompatibleError: a loss that explodes. CheckpointError: the directory holds another run.
+    """
+    trainer = _Trainer(model, objective, config)
+    directory = None if directory is None else Path(directory)
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        trainer.resume(directory / "resume.safetensors")
+    began = time.monotonic()
+    hidden = None if progress is None else not progress
+    with _interruptible() as stop, tqdm(total=config.steps, initial=trainer.step, desc=label, disable=hidden) as bar:
+        while trainer.step < config.steps and not stop.is_set():
+            loss = trainer.advance()
+            bar.update()
+            if trainer.step % config.every == 0 or trainer.step == config.steps:
+                row = trainer.validate(validation)
+                bar.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
+                if directory is not None:
+                    _append(directory / "log.csv", row)
+                    trainer.store(directory / "resume.safetensors")
+                if picture is not None:
+                    picture(trainer.averaged(), trainer.step)
+    if directory is not None:
+        trainer.store(directory / "resume.safetensors")
+    model.load_state_dict(trainer.average)
+    return LoopResult(model.eval(), trainer.history, trainer.step, trainer.step >= config.steps, time.monotonic() - began)
+
+
+class _Trainer:
+    """The state of a run: weights, their average, optimiser, generators, step, history."""
+
+    def __init__(self, model: Trainable, objective: Objective, config: LoopConfig):
+        self.model, self.objective, self.config = model.train(), objective, config
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
+        self.step, self.running = 0, math.nan
+        self.history: list[dict] = []
+
+    def advance(self) -> float:
+        """One optimiser step; returns the running training loss."""
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate * _factor(self.step, config)
+        loss = self.objective(self.model, config.batch, self.order, self.noise)
+        total = torch.stack(list(loss.values())).sum()
+        if not torch.isfinite(total):
+            raise IncompatibleError(f"the loss became {float(total.detach())} at step {self.step}: lower the rate, or clip more.")
+        self.optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(config.average, self.step / (self.step + 100))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+        now = float(next(iter(loss.values())).detach())
+        self.running = now if math.isnan(self.running) else 0.99 * self.running + 0.01 * now
+        return self.running
+
+    @torch.no_grad()
+    def validate(self, validation: Denoising | None) -> dict:
+        """A row of the log, with the losses of the averaged model on held-out frames."""
+        row = dict(zip(_COLUMNS, (self.step, self.running, math.nan, math.nan), strict=True))
+        if validation is not None:
+            loss = validation.evaluate(self.averaged(), self.config.seed + 12345)
+            row |= {"validation": loss["noise"], "spread": loss["spread"]}
+        self.history.append(row)
+        return row
+
+    def averaged(self) -> Trainable:
+        """The model with averaged weights, for looking at; training goes on with its own."""
+        shown = copy.deepcopy(self.model)
+        shown.load_state_dict(self.average)
+        return shown.eval()
+
+    def store(self, path: Path) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors |= {"order": self.order.get_state(), "noise": self.noise.get_state()}
+        tensors["progress"] = torch.tensor([self.step, self.running], dtype=torch.float64)
+        rows = [[row[name] for name in _COLUMNS] for row in self.history]
+        tensors["history"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
+        write_atomically(path, to_bytes({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
+
+    def resume(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as stream:
+                tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        except (SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not of this run ({error}): use another directory, or delete it to start anew.") from error
+        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
+        state: dict[int, dict] = {}
+        for key in (k for k in tensors if k.startswith("optimiser.")):
+            _, number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = tensors[key]
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.order.set_state(tensors["order"])
+        self.noise.set_state(tensors["noise"])
+        self.step, self.running = int(tensors["progress"][0]), float(tensors["progress"][1])
+        rows = tensors.get("history", torch.empty(0, len(_COLUMNS))).tolist()
+        self.history = [dict(zip(_COLUMNS, (int(row[0]), *row[1:]), strict=True)) for row in rows]
+
+
+def _factor(step: int, config: LoopConfig) -> float:
+    return min(1.0, (step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _append(path: Path, row: dict) -> None:
+    fresh = not path.exists()
+    with open(path, "a", newline="") as stream:
+        writer = csv.DictWriter(stream, row)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _interruptible():
+    """An event that Ctrl-C sets instead of raising; the handler is put back afterwards (main thread only)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
