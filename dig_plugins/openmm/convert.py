@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "helix",
     "kelvin",
+    "label",
     "reduced_unit",
     "thermal_widths",
     "to_geometry",
@@ -55,7 +56,7 @@ def describe(topology: app.Topology, system: openmm.System | None = None, positi
     sites = [atom for atom in atoms if atom.element is None]
     if sites:
         raise UnsupportedError(
-            f"{len(sites)} site(s) without an element, the first is {_label(sites[0])}: virtual sites and Drude "
+            f"{len(sites)} site(s) without an element, the first is {label(sites[0])}: virtual sites and Drude "
             "particles are not covered. Use a force field that has atoms only."
         )
     bonds = [(bond[0].index, bond[1].index) for bond in topology.bonds()]
@@ -126,7 +127,7 @@ def check_topology(descriptor: Descriptor, topology: app.Topology) -> None:
         expected = app.Element.getByAtomicNumber(number).symbol if number else "padding"
         if found != expected:
             raise IncompatibleError(
-                f"{_label(atom)}: expected element {expected}, found {found}. Atoms must come in the order the model "
+                f"{label(atom)}: expected element {expected}, found {found}. Atoms must come in the order the model "
                 "was trained with; use the same topology file."
             )
     expected_bonds = _partners(descriptor.n_atoms, descriptor.bonds.tolist())
@@ -134,7 +135,7 @@ def check_topology(descriptor: Descriptor, topology: app.Topology) -> None:
     for atom, expected, found in zip(atoms, expected_bonds, found_bonds, strict=True):
         if expected != found:
             raise IncompatibleError(
-                f"{_label(atom)}: expected bonds to atoms {sorted(expected)}, found {sorted(found)}. Atoms must "
+                f"{label(atom)}: expected bonds to atoms {sorted(expected)}, found {sorted(found)}. Atoms must "
                 "come in the order the model was trained with, and the topology must have its bonds."
             )
 
@@ -161,10 +162,10 @@ def _constraint_reasons(system: openmm.System, names: list[str]) -> list[str]:
         return []
     first, second, _ = system.getConstraintParameters(0)
     return [
-        f"{count} constraint(s), the first between {names[first]} and {names[second]}: HBonds not supported yet, "
-        "because the System has no energy for a constrained bond. Create it with constraints=None (and "
-        "rigidWater=False) and use a time step of 1 fs, or hydrogen mass repartitioning (hydrogenMass=) for a longer "
-        "one."
+        f"{count} constraint(s), the first between {names[first]} and {names[second]}: the System alone has no energy for "
+        "a constrained bond. DiGMonteCarlo takes constraints=HBonds as they are; for an energy to train on use "
+        "LiftedEnergy.from_system. Or create the System with constraints=None (and rigidWater=False) and use a time step "
+        "of 1 fs, or hydrogen mass repartitioning (hydrogenMass=) for a longer one."
     ]
 
 
@@ -214,10 +215,11 @@ def _names(system: openmm.System, topology: app.Topology | None) -> list[str]:
     if topology is None:
         return [f"atom {i}" for i in range(system.getNumParticles())]
     _check_count(system.getNumParticles(), topology.getNumAtoms(), "system")
-    return [_label(atom) for atom in topology.atoms()]
+    return [label(atom) for atom in topology.atoms()]
 
 
-def _label(atom: app.topology.Atom) -> str:
+def label(atom: app.topology.Atom) -> str:
+    """What messages call an atom."""
     return f"atom {atom.index} ({atom.name} in {atom.residue.name}{atom.residue.id})"
 
 

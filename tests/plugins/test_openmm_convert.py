@@ -164,7 +164,7 @@ def test_constraints_are_counted_and_the_way_out_named(pdb):
         "constraints=None",
         "1 fs",
         "mass repartitioning",
-        "not supported yet",
+        "LiftedEnergy",
     ):
         assert part in str(refusal.value), part
 
