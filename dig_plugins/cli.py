@@ -12,6 +12,8 @@ import typer
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Equilibrium distributions of molecules, exactly weighted.")
 models_app = typer.Typer(no_args_is_help=True, help="The models that ship.")
 app.add_typer(models_app, name="models")
+train_app = typer.Typer(no_args_is_help=True, help="Train a model of a molecule of your own.")
+app.add_typer(train_app, name="train")
 
 Seed = Annotated[Optional[int], typer.Option(help="Random seed; drawn and recorded if not given.")]  # noqa: UP045 (typer on 3.10)
 
@@ -61,6 +63,37 @@ def sample(
     ensemble = draw(model, n, seed=seed)
     ensemble.save(out)
     typer.echo(f"{n} structures worth {ensemble.effective_sample_size:.0f} equilibrium samples, seed {ensemble.seed}: {out}")
+
+
+@train_app.command("openmm")
+def train_openmm(
+    pdb: Annotated[Path, typer.Option(help="Structure with all hydrogens; fixes the handedness of stereocentres.")],
+    forcefield: Annotated[list[str], typer.Option(help="Force-field files of OpenMM or of your own; repeat it, or list them.")],
+    temperature: Annotated[float, typer.Option(help="Kelvin.")],
+    more: Annotated[Optional[list[str]], typer.Argument(help="Further force-field files.", metavar="[FILES]")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="Directory of the training; run again to go on.")] = Path("training"),
+    frames: Annotated[Optional[Path], typer.Option(help="Trajectory at this temperature, if there is one (needs mdtraj).")] = None,  # noqa: UP045
+    budget: Annotated[str, typer.Option(help="Wall time on this machine: 30min, 2h.")] = "30min",
+    seed: Seed = None,
+    threads: Threads = 1,
+) -> None:
+    """Train on a force field alone, or on a force field and a trajectory.
+
+    Example: dig-plugins train openmm --pdb x.pdb --forcefield amber99sbildn.xml amber99_obc.xml --temperature 300
+    """
+    from .openmm import fit_files
+
+    _use_threads(threads)
+    positions = None
+    if frames is not None:
+        from .mdtraj import read_positions
+
+        positions = read_positions(frames, pdb)
+    found = fit_files(pdb, [*forcefield, *(more or [])], temperature, frames=positions, budget=budget, out=out, seed=seed)
+    typer.echo(str(found))
+    if not found.finished:
+        sys.exit(130)
+    typer.echo(f"model: {out / 'model.safetensors'}")
 
 
 @models_app.command("list")

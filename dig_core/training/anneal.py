@@ -92,6 +92,7 @@ class Anneal:
             training = frames if refilled is None else join_frames([frames, refilled])
             if not self._train(dig, training, task, rung):
                 return dataclasses.replace(progress, finished=False)
+            task.watch(state.progress(progress, frames))
             if task.directory is not None:
                 state.store(task.directory / "rung.safetensors")
         return state.progress(progress, merged_frames(dig, state.buffer, state.beta, task.seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -38,12 +38,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Task:
-    """What every stage is given: the energy (or None), its own directory (or None), a seed, whether to show progress."""
+    """What every stage is given: the energy (or None), its own directory (or None), a seed, whether to show progress.
+
+    ``watch`` is called with the Progress so far, after every stage and inside long ones: early pictures.
+    """
 
     energy: Energy | None
     directory: Path | None
     seed: int
     progress: bool | None
+    watch: Callable[[Progress], None] = lambda progress: None
 
     def needed_energy(self) -> Energy:
         """The energy; IncompatibleError if there is none."""
@@ -70,6 +74,7 @@ def fit(
     directory: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Run ``stages`` one after the other on ``dig`` (trained in place) and return the last one's result.
 
@@ -97,7 +102,7 @@ def fit(
         if place is not None and (place / f"{stem}.json").exists():
             here = _read(place, stem, dig)
             continue
-        task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress)
+        task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress, watch)
         try:
             here = stage.run(here, task)
         except KeyboardInterrupt:
@@ -106,6 +111,7 @@ def fit(
             return here
         if place is not None:
             _write(place, stem, here)
+        watch(here)
     return here
 
 

@@ -1,0 +1,56 @@
+"""The early picture of a training: how the annealing went, and the torsions of the frames so far. Knows no engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dig_plugins.panels import BLUE, GREY, ORANGE, new_figure, to_png
+
+__all__ = ["training_picture"]
+
+_COLUMNS = 4
+_MOST = 12
+
+
+def training_picture(history: Sequence[Mapping], torsions: np.ndarray) -> bytes:
+    """PNG bytes. ``history`` as of ``dig_core.training.fit``; ``torsions`` (F, T) rad, the first twelve are drawn."""
+    rungs = [rung for stage in history for rung in stage.get("rungs", [])]
+    shown = min(torsions.shape[1] if torsions.ndim == 2 else 0, _MOST)
+    rows = math.ceil(shown / _COLUMNS)
+    figure = new_figure(10, 3 + 1.6 * rows)
+    grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[2, *[1] * rows])
+    _annealing(figure.add_subplot(grid[0, :2]), rungs)
+    _stages(figure.add_subplot(grid[0, 2:]), history)
+    for column in range(shown):
+        axes = figure.add_subplot(grid[1 + column // _COLUMNS, column % _COLUMNS])
+        axes.hist(np.degrees(torsions[:, column]), bins=np.linspace(-180, 180, 73), density=True, color=BLUE)
+        axes.set(title=f"torsion {column}", xlim=(-180, 180), xticks=[-180, -90, 0, 90, 180], yticks=[])
+        axes.title.set_fontsize(8)
+        axes.tick_params(labelsize=7)
+    return to_png(figure, dpi=110)
+
+
+def _annealing(axes, rungs: Sequence[Mapping]) -> None:
+    axes.set(title="Annealing: from the prior (0) to the energy (1)", xlabel="rung", ylim=(0, 1))
+    if not rungs:
+        axes.text(0.5, 0.5, "no annealing", ha="center", transform=axes.transAxes)
+        return
+    numbers = [rung["rung"] for rung in rungs]
+    axes.plot(numbers, [rung["beta"] for rung in rungs], "--", color=GREY, label="how far")
+    axes.plot(numbers, [rung["ess"] for rung in rungs], "o-", ms=3, color=BLUE, label="raw ESS for that law")
+    axes.plot(numbers, [rung["ess_target"] for rung in rungs], "o-", ms=3, color=ORANGE, label="raw ESS at the energy itself")
+    axes.legend(fontsize=8)
+
+
+def _stages(axes, history: Sequence[Mapping]) -> None:
+    """Raw effective sample size that each stage began with, where it is known."""
+    axes.axis("off")
+    lines = []
+    for stage in history:
+        told = [f"{key} {value:.3g}" for key, value in stage.items() if isinstance(value, (int, float))]
+        told += [f"raw ESS {', '.join(f'{share:.0%}' for share in stage['ess'])}"] if "ess" in stage else []
+        lines.append(f"{stage.get('stage', '?')}: {', '.join(told)}")
+    axes.text(0, 1, "\n".join(lines) or "no stage has finished yet", va="top", fontsize=8, transform=axes.transAxes, wrap=True)
