@@ -127,6 +127,10 @@ class Pool:
             n -= len(part.u)
         return Candidates(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
+    def forget(self) -> None:
+        """Draw the batch in hand anew when next asked: the energy is another one now."""
+        self._held, self._number = None, -1
+
     def _fill(self, number: int) -> Candidates:
         rng = Streams(self.seed, range(number * self.batch, (number + 1) * self.batch))
         samples = self.proposal.draw(self.batch, rng)

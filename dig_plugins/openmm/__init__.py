@@ -5,6 +5,8 @@ from importlib import import_module
 _HOME = {
     "Block": "montecarlo",
     "DiGMonteCarlo": "montecarlo",
+    "DiGMove": "move",
+    "DiGReplicaExchangeSampler": "exchange",
     "DemoRun": "demonstration",
     "Ensemble": "ensemble",
     "ModelSystem": "systems",

@@ -86,6 +86,17 @@ class OpenMMEnergy:
         energy._context = None
         return energy
 
+    def follow(self, context: openmm.Context) -> bool:
+        """Take over a Context's parameters; True if any of those that this System has was different."""
+        known = self._ready().getParameters()
+        given = {name: value for name, value in dict(context.getParameters()).items() if name in known}
+        changed = any(known[name] != value for name, value in given.items())
+        if changed:
+            self._parameters = given
+            for name, value in given.items():
+                self._ready().setParameter(name, value)
+        return changed
+
     @property
     def platform_name(self) -> str:
         """Name of the platform in use."""

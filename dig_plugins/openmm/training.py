@@ -119,7 +119,7 @@ def fit(
     plan = _Plan.of(out, as_seed(seed), descriptor.numbers.tolist(), temperature)
     card = Card(name=name, system=f"{descriptor.n_atoms} atoms", energy="OpenMM System", temperature=temperature, steps=32)
     coordinates = Internal.from_reference(descriptor, thermal_widths(system, temperature))
-    size = 256 if len(coordinates.centre) < 90 else 384
+    size = 256 if len(coordinates.centre) < 150 else 384
 
     def build(coordinates: Coordinates) -> NoiseScore:
         return internal_model(coordinates, width=size, seed=plan.seed % 2**31)
@@ -277,19 +277,22 @@ def _seconds(budget: str | float) -> float:
     return value
 
 
-def _step_time(dig: DiG, steps: int = 8) -> float:
-    """Seconds of a training step, on a copy of the untrained model."""
+def _step_time(dig: DiG, steps: int = 10) -> float:
+    """Seconds of a training step, on a copy of the untrained model; the first run pays for what is paid once."""
     model = internal_model(dig.coordinates, width=dig.model.network.config["width"])  # type: ignore[attr-defined]
     state = {n: torch.zeros(1024, *p.space.shape) for n, p in dig.process.items()}
     frames = Frames(state, {n: torch.zeros_like(x) for n, x in state.items()})
-    began = time.monotonic()
-    optimise(model.requires_grad_(True), Denoising(frames, dig.descriptor), LoopConfig(steps=steps, every=steps), progress=False)
+    model.requires_grad_(True)
+    for _ in range(2):
+        began = time.monotonic()
+        optimise(model, Denoising(frames, dig.descriptor), LoopConfig(steps=steps, every=steps), progress=False)
     return (time.monotonic() - began) / steps
 
 
 def _draw_time(dig: DiG, energy: OpenMMEnergy, n: int = 512) -> float:
-    began = time.monotonic()
-    draw(dig, energy, n, seed=0, progress=False)
+    for _ in range(2):
+        began = time.monotonic()
+        draw(dig, energy, n, seed=0, progress=False)
     return (time.monotonic() - began) / n
 
 

@@ -15,162 +15,36 @@ import torch
 
 import dig_plugins
 from dig_core.coordinates import Internal
-from dig_core.coordinates.measure import angle, bond, dihedral
-from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus
 from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError, StateError, UnsupportedError
 from dig_core.montecarlo.chain import Reason
-from dig_core.nn import ResidualMLP
-from dig_core.score import NoiseScore
-from dig_core.testing import Sabotaged
 
 openmm = pytest.importorskip("openmm")
 from openmm import app, unit  # noqa: E402
 
-from dig_plugins.openmm.convert import describe, reduced_unit  # noqa: E402
+from dig_plugins.openmm.convert import describe  # noqa: E402
 from dig_plugins.openmm.energy import OpenMMEnergy  # noqa: E402
 from dig_plugins.openmm.montecarlo import DiGMonteCarlo  # noqa: E402
 from dig_plugins.openmm.reporter import DiGReporter, TrajectoryReporter  # noqa: E402
+from tests.plugins.known import (  # noqa: E402
+    ANGLES,
+    BONDS,
+    KT,
+    assert_exact,
+    chain_molecule,
+    model_of,
+    moments,
+    simulation_of,
+    untrained,
+)  # fmt: skip
 
 ALA2 = Path(dig_plugins.__file__).parent / "models" / "alanine-dipeptide.pdb"
-KT = reduced_unit(300)
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
     """Noise made in small portions: the same numbers, sooner for small molecules."""
     monkeypatch.setattr("dig_core.random._BLOCK", 256)
-
-
-# Two molecules whose integrals are known -------------------------------------------------------------------------------
-
-# Soft, and far from right angles: the volumes b^2 and sin(a) shift the means by a fifth of a standard deviation.
-BONDS = {"AB": (0.140, 15_000.0), "BC": (0.152, 20_000.0), "CD": (0.130, 12_000.0)}  # nm, kJ/mol/nm^2
-ANGLES = {"ABC": (2.2, 70.0), "BCD": (1.0, 80.0)}  # rad, kJ/mol/rad^2
-TORSION = (3, 0.4, 3.0)  # periodicity, phase, kJ/mol
-TILT = (1, 1.0, 2.0)
-
-
-def chain_molecule(n: int) -> tuple[app.Topology, openmm.System, np.ndarray]:
-    """The chain A-B-C or A-B-C-D with harmonic bonds and angles and two torsion terms: every coordinate is independent."""
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    elements = [app.element.carbon, app.element.oxygen, app.element.nitrogen, app.element.fluorine]
-    atoms = [topology.addAtom(name, element, residue) for name, element in zip("ABCD"[:n], elements, strict=False)]
-    system = openmm.System()
-    for _ in atoms:
-        system.addParticle(14.0)
-    stretch, bend, turn = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
-    for i, (length, k) in enumerate(list(BONDS.values())[: n - 1]):
-        topology.addBond(atoms[i], atoms[i + 1])
-        stretch.addBond(i, i + 1, length, k)
-    for i, (theta, k) in enumerate(list(ANGLES.values())[: n - 2]):
-        bend.addAngle(i, i + 1, i + 2, theta, k)
-    if n == 4:
-        for periodicity, phase, k in (TORSION, TILT):
-            turn.addTorsion(0, 1, 2, 3, periodicity, phase, k)
-    for force in (stretch, bend, turn):
-        system.addForce(force)
-    positions = np.array([[-0.05, 0.13, 0.0], [0.0, 0.0, 0.0], [0.152, 0.0, 0.0], [0.18, 0.08, 0.1]])[:n]
-    return topology, system, positions
-
-
-def moments(axis: np.ndarray, density: np.ndarray, function: np.ndarray) -> float:
-    return float((function * density).sum() / density.sum())
-
-
-@functools.cache
-def exact_averages(n: int) -> dict[str, float]:
-    """By quadrature, coordinate by coordinate: densities b^2 exp(-u), sin(a) exp(-u), exp(-u). Angstrom, rad, kT."""
-    found, energy = {}, 0.0
-    for name, (length, k) in list(BONDS.items())[: n - 1]:
-        axis = np.linspace(0.5 * length, 1.5 * length, 20_001)
-        u = 0.5 * k * (axis - length) ** 2 / KT
-        density = axis**2 * np.exp(-u)
-        found[name] = 10 * moments(axis, density, axis)
-        found[name + " squared"] = 100 * moments(axis, density, axis**2)
-        energy += moments(axis, density, u)
-    for name, (theta, k) in list(ANGLES.items())[: n - 2]:
-        axis = np.linspace(0, np.pi, 20_001)
-        u = 0.5 * k * (axis - theta) ** 2 / KT
-        density = np.sin(axis) * np.exp(-u)
-        found[name] = moments(axis, density, axis)
-        found[name + " squared"] = moments(axis, density, axis**2)
-        energy += moments(axis, density, u)
-    if n == 4:
-        axis = np.linspace(-np.pi, np.pi, 20_001)[:-1]
-        u = sum(k * (1 + np.cos(m * axis - phase)) for m, phase, k in (TORSION, TILT)) / KT
-        for name, f in (("cos", np.cos(axis)), ("sin", np.sin(axis)), ("cos 3", np.cos(3 * axis))):
-            found[name] = moments(axis, np.exp(-u), f)
-        energy += moments(axis, np.exp(-u), u)
-    return {**found, "u": energy}
-
-
-def measured(positions: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-    """The same quantities along a chain; ``positions`` (F, N, 3) nm."""
-    points = torch.as_tensor(positions * 10)
-    n = points.shape[1]
-    found = {}
-    for i, name in enumerate(list(BONDS)[: n - 1]):
-        found[name] = bond(points, [(i, i + 1)])[:, 0].numpy()
-    for i, name in enumerate(list(ANGLES)[: n - 2]):
-        found[name] = angle(points, [(i, i + 1, i + 2)])[:, 0].numpy()
-    found |= {name + " squared": x**2 for name, x in found.items()}
-    if n == 4:
-        phi = dihedral(points, [(0, 1, 2, 3)])[:, 0].numpy()
-        found |= {"cos": np.cos(phi), "sin": np.sin(phi), "cos 3": np.cos(3 * phi)}
-    return {**found, "u": u}
-
-
-def assert_exact(positions: np.ndarray, u: np.ndarray, stretches: int = 40) -> None:
-    """Averages agree with quadrature, |z| < 4 with the error from means over long stretches."""
-    series, length = measured(positions, u), len(u) // stretches
-    for name, wanted in exact_averages(positions.shape[1]).items():
-        means = series[name][: stretches * length].reshape(stretches, length).mean(1)
-        z = (means.mean() - wanted) / (means.std(ddof=1) / math.sqrt(stretches))
-        assert abs(z) < 4, f"{name}: {means.mean():.5f} instead of {wanted:.5f}, z = {z:+.1f}"
-
-
-def model_of(
-    topology, system, positions, *, wide: float = 1.3, spoilt: bool = False, temperature=300.0, steps: int = 6
-) -> DiG:
-    """An untrained model: standardised by the force field with widths off by ``wide``, the torsion uniform."""
-    descriptor = describe(topology, system, positions)
-    kilo = (list(BONDS.values())[: len(positions) - 1], list(ANGLES.values())[: len(positions) - 2])
-    standards = {(i, i + 1): (10 * length, wide * 10 * math.sqrt(KT / k)) for i, (length, k) in enumerate(kilo[0])}
-    standards |= {(i, i + 1, i + 2): (theta, wide * math.sqrt(KT / k)) for i, (theta, k) in enumerate(kilo[1])}
-    coordinates = Internal.from_reference(descriptor, standards)
-    return DiG(
-        untrained(coordinates, spoilt),
-        coordinates,
-        descriptor,
-        Card(name="untrained", temperature=temperature, steps=steps),
-    )
-
-
-def untrained(coordinates: Internal, spoilt: bool = False):
-    sizes = {"shape": len(coordinates.centre), "torsion": len(coordinates.torsion_atoms)}
-    process = Joint(
-        shape=Diffusion(Euclidean(sizes["shape"]), LogSNR(6.0, -6.0)),
-        torsion=Diffusion(Torus(sizes["torsion"]), Geometric(0.05, 3.5)),
-    )
-    model = (
-        NoiseScore(ResidualMLP(sizes, ["torsion"], width=16, blocks=1, seed=1), process).eval().requires_grad_(False)
-    )
-    return Sabotaged(model, strength=0.15) if spoilt else model
-
-
-def simulation_of(
-    topology, system, positions, *, temperature: float = 300.0, seed: int = 1, timestep: float = 1.0
-) -> app.Simulation:
-    integrator = openmm.LangevinMiddleIntegrator(
-        temperature * unit.kelvin, 5 / unit.picosecond, timestep * unit.femtosecond
-    )
-    integrator.setRandomNumberSeed(seed)
-    simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
-    simulation.context.setPositions(positions)
-    simulation.context.setVelocitiesToTemperature(temperature, seed)
-    return simulation
 
 
 def small(n: int = 4, model: dict | None = None, **options) -> DiGMonteCarlo:
@@ -475,7 +349,7 @@ def test_saved_state_does_not_follow_the_chain():
     state = chain.state_dict()
     kept = copy.deepcopy(state)
     chain.step(3)
-    assert np.array_equal(state["accepted"], kept["accepted"]) and state["failed"] == kept["failed"]
+    assert state["statistics"] == kept["statistics"]
     assert np.array_equal(state["chain"]["positions"], kept["chain"]["positions"])
 
 
@@ -595,10 +469,19 @@ def test_integrator_without_temperature():
 
 def test_constraints():
     topology, _, positions = dipeptide()
-    system = app.ForceField("amber99sbildn.xml", "amber99_obc.xml").createSystem(topology, constraints=app.HBonds)
-    refused(
-        UnsupportedError, "12 constraint(s)", "constraints=None", simulation=simulation_of(topology, system, positions)
-    )
+    """Those of bonds to hydrogens are lifted; others are refused by name."""
+    field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    system = field.createSystem(topology, constraints=app.AllBonds)
+    refused(UnsupportedError, "constraint(s)", "constraints=HBonds", simulation=simulation_of(topology, system, positions))
+    simulation = simulation_of(topology, field.createSystem(topology, constraints=app.HBonds), positions)
+    chain = DiGMonteCarlo(simulation, dig_plugins.load_model("alanine-dipeptide"), md_steps=10, proposals=16, batch=16, seed=1)
+    block = chain.step(3)
+    assert chain.statistics.acceptance > 0.3
+    system = simulation.system
+    for number in range(system.getNumConstraints()):
+        i, j, length = system.getConstraintParameters(number)
+        gaps = np.linalg.norm(block.positions[:, i] - block.positions[:, j], axis=1)
+        assert np.allclose(gaps, length.value_in_unit(unit.nanometer), atol=1e-6)
 
 
 @pytest.mark.parametrize("md_steps", [0, 5])
@@ -639,3 +522,74 @@ def test_options_that_make_no_sense(options):
 def test_no_blocks_is_an_error(blocks):
     with pytest.raises(IncompatibleError, match="at least 1"):
         small().step(blocks)
+
+
+# As a reporter ---------------------------------------------------------------------------------------------------------
+
+
+def test_reporter_form_samples_the_same_law():
+    """simulation.step alone; states are seen by reporters before and after the chain in the list, both exactly distributed."""
+    topology, system, positions = chain_molecule(4)
+    simulation, seen = simulation_of(topology, system, positions), {"before": [], "after": []}
+
+    class Watch:
+        def __init__(self, name):
+            self.name = name
+
+        def describeNextReport(self, simulation):
+            return {"steps": 10 - simulation.currentStep % 10, "periodic": None, "include": []}
+
+        def report(self, simulation, state):
+            seen[self.name].append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+    energy = OpenMMEnergy(system, 300, platform="Reference")
+    chain = DiGMonteCarlo(
+        simulation, model_of(topology, system, positions, spoilt=True), md_steps=10, proposals=16, batch=512, seed=3, energy=energy
+    )
+    simulation.reporters += [Watch("before"), chain, Watch("after")]
+    simulation.step(4000)
+    assert chain.blocks == 400 and chain.statistics.proposed == 6400
+    for name in seen:
+        states = np.array(seen[name])
+        assert_exact(states, energies_of(chain, states), stretches=20)
+
+
+def test_reporter_form_leaves_the_context_alone_unless_it_accepts():
+    topology, system, positions = chain_molecule(3)
+
+    def only_the_current_state(geometry):
+        count = len(geometry.positions)
+        return torch.zeros(1) if count == 1 else torch.full((count,), math.inf)
+
+    def run(with_chain: bool) -> list[np.ndarray]:
+        # One after the other: contexts of the Reference platform share their random numbers.
+        simulation = simulation_of(topology, system, positions)
+        if with_chain:
+            chain = DiGMonteCarlo(
+                simulation, model_of(topology, system, positions), md_steps=7, proposals=4, batch=16, seed=1, energy=only_the_current_state
+            )
+            simulation.reporters.append(chain)
+        simulation.step(70)
+        if with_chain:
+            assert chain.statistics.accepted == 0 and chain.statistics.failed["energy"] == 40
+        state = simulation.context.getState(positions=True, velocities=True)
+        return [state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)._value]
+
+    assert all(np.array_equal(one, other) for one, other in zip(run(True), run(False), strict=True))
+
+
+def test_chain_cannot_be_owner_and_reporter_at_once():
+    chain = small(3, md_steps=5)
+    chain.simulation.reporters.append(chain)
+    with pytest.raises(IncompatibleError, match="simulation.step"):
+        chain.step()
+
+
+def test_velocities_after_an_acceptance_are_fresh_and_thermal():
+    chain = small(4, md_steps=5, proposals=8)
+    kinetic = []
+    for _ in range(150):
+        chain.step()
+        kinetic.append(chain.simulation.context.getState(energy=True).getKineticEnergy()._value)
+    mean, error = np.mean(kinetic), np.std(kinetic) / math.sqrt(len(kinetic))
+    assert abs(mean - 6 * KT) < 5 * error, "12 degrees of freedom, kT/2 each"
