@@ -44,17 +44,21 @@ class Anneal:
     Parameters
     ----------
     draws: proposals a rung, one energy evaluation each.
-    floor: raw effective fraction of the draws that the next rung has to keep: the trust region.
+    floor, least: raw effective fraction of the draws that the next rung has to keep, the trust region. Where the present
+        draws are worth less than twice ``floor`` it keeps half of what they are worth, but never less than ``least``.
     replay: rungs whose draws are trained on together, each with weights for the present rung.
     steps, batch, rate: training a rung. rungs: at most so many.
     goal, patience: at the target it goes on until the raw effective fraction is ``goal``, or ``patience`` rungs brought
         no new best.
+    cap: kT above the best structure so far from which energies count only logarithmically on the way (not at the target);
+        the number of coordinates if None, twice what heat takes.
     seeds: structures (S, N, 3) Angstrom of basins that must not be lost (short hot MD, a conformer search, the user).
         Basins of the law that the model would hardly propose are refilled by ``seed_steps`` of Langevin dynamics each.
     """
 
     draws: int = 30_000
     floor: float = 0.12
+    least: float = 0.02
     replay: int = 3
     steps: int = 600
     batch: int = 1024
@@ -62,6 +66,7 @@ class Anneal:
     rungs: int = 60
     goal: float = 0.2
     patience: int = 4
+    cap: float | None = None
     seeds: Geometry | None = None
     seed_steps: int = 40
     name: str = field(default="anneal", init=False)
@@ -78,12 +83,13 @@ class Anneal:
             fresh = draw(dig, task.needed_energy(), self.draws, seed=task.seed + 1000 + rung, progress=task.progress, label=f"rung {rung}")
             state.evaluations += len(fresh)
             state.buffer = [*state.buffer, fresh][-self.replay :]
-            row = {"rung": rung, "beta": state.beta, "ess": fresh.effective_fraction(state.beta), "ess_target": fresh.effective_fraction()}
+            state.top = max(state.top, float(fresh.log_target.max()))
+            here = self._towards(fresh, state)
+            row = {"rung": rung, "beta": state.beta, "ess": here.effective_fraction(state.beta), "ess_target": fresh.effective_fraction()}
             done = self._reached(state, row)
-            # Past the first rung a poor model is trained on, not left behind: its weights are still exact.
-            state.beta = next_rung(fresh, state.beta, self.floor)
-            frames = merged_frames(dig, state.buffer, state.beta, task.seed + 10 * rung)
-            refilled = self._refilled(dig, task, fresh, state)
+            state.beta = next_rung(here, state.beta, self.floor, self.least)
+            frames = merged_frames(dig, [self._towards(d, state) for d in state.buffer], state.beta, task.seed + 10 * rung)
+            refilled = self._refilled(dig, task, self._towards(fresh, state), state)
             row |= {"next": state.beta, "frames": len(frames), "refilled": 0 if refilled is None else len(refilled)}
             state.history.append(row)
             log.info("rung %(rung)d: beta %(beta).3g, raw ESS %(ess).3f, at the target %(ess_target).3g; next beta %(next).3g", row)
@@ -95,7 +101,14 @@ class Anneal:
             task.watch(state.progress(progress, frames))
             if task.directory is not None:
                 state.store(task.directory / "rung.safetensors")
-        return state.progress(progress, merged_frames(dig, state.buffer, state.beta, task.seed))
+        return state.progress(progress, merged_frames(dig, [self._towards(d, state) for d in state.buffer], state.beta, task.seed))
+
+    def _towards(self, draws: Draws, state: _Ladder) -> Draws:
+        """The draws as the law of the present rung sees them: softened on the way, exact at the target."""
+        if state.beta == 1.0:
+            return draws
+        cap = sum(process.space.dim for process in state.dig.process.values()) if self.cap is None else self.cap
+        return draws.softened(state.top, cap)
 
     def _reached(self, state: _Ladder, row: dict) -> bool:
         """Whether the target was reached well enough, or does not get better."""
@@ -131,12 +144,14 @@ class Anneal:
         return frames
 
 
-def next_rung(draws: Draws, beta: float, floor: float) -> float:
-    """The largest beta' >= beta at which these draws keep a raw effective fraction of ``floor``; ``beta`` itself if none does.
+def next_rung(draws: Draws, beta: float, floor: float, least: float) -> float:
+    """The largest beta' >= beta at which these draws keep enough of a raw effective fraction; ``beta`` itself if none does.
 
+    Enough is ``floor``, or half of what they are worth at ``beta`` where that is less, but at least ``least``.
     The law at beta is target^beta prior^(1 - beta). Found by bisection in log beta, since energies of overlapping atoms
     reach 1e10.
     """
+    floor = min(floor, max(least, 0.5 * draws.effective_fraction(beta)))
     if draws.effective_fraction(1.0) >= floor:
         return 1.0
     low, high = math.log(max(beta, 1e-12)), 0.0
@@ -160,7 +175,7 @@ class _Ladder:
     """Where an annealing stands: model, rung, draws of the last rungs, cost, history."""
 
     def __init__(self, dig: DiG, seed: int):
-        self.dig, self.seed, self.beta, self.evaluations = dig, seed, 0.0, 0
+        self.dig, self.seed, self.beta, self.evaluations, self.top = dig, seed, 0.0, 0, -math.inf
         self.buffer: list[Draws] = []
         self.history: list[dict] = []
 
@@ -176,7 +191,7 @@ class _Ladder:
             for field_name, value in draws._asdict().items():
                 parts = value.items() if isinstance(value, dict) else [("", value)]
                 tensors |= {f"draws.{number}.{field_name}.{name}": x for name, x in parts}
-        about = json.dumps({"beta": self.beta, "evaluations": self.evaluations, "history": self.history, "seed": self.seed})
+        about = json.dumps({"beta": self.beta, "evaluations": self.evaluations, "history": self.history, "top": self.top})
         write_atomically(path, to_bytes({k: v.contiguous().clone() for k, v in tensors.items()}, metadata={"anneal": about}))
 
     def resume(self, path: Path) -> None:
@@ -185,7 +200,7 @@ class _Ladder:
         with safe_open(path, "pt") as stream:
             about = json.loads(stream.metadata()["anneal"])
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-        self.beta, self.evaluations, self.history = about["beta"], about["evaluations"], about["history"]
+        self.beta, self.evaluations, self.history, self.top = (about[k] for k in ("beta", "evaluations", "history", "top"))
         self.dig.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})  # type: ignore[attr-defined]
         found: dict[str, dict] = {}
         for key in (k for k in tensors if k.startswith("draws.")):

@@ -50,6 +50,19 @@ class Draws(NamedTuple):
         log_weight = self.log_weight(beta)
         return effective_sample_size(log_weight) if bool((log_weight > -math.inf).any()) else 0.0
 
+    def softened(self, top: float, cap: float) -> Draws:
+        """The same draws for a law whose log-density falls only logarithmically below ``top`` - ``cap``, forces included.
+
+        Overlapping atoms, 1e10 kT up, thus lose their weight as gradually as everything else does when such a law is
+        approached; where the exact one has any weight the two agree.
+        """
+        beyond = (top - self.log_target - cap).clamp_min(0.0)
+        soft = torch.where(beyond > 0, top - cap - torch.log1p(beyond), self.log_target)
+        scale = (1 / (1 + beyond)).float()
+        force = {name: f * _rows(scale, f) for name, f in self.force.items()}
+        log_target = torch.where(torch.isfinite(self.log_target), soft, -math.inf)
+        return Draws(self.state, force, log_target, self.log_prior, self.log_q)
+
     def frames(self, process: Joint, beta: float, n: int, seed: int) -> Frames:
         """``n`` frames of that law with its forces, resampled systematically: a draw as often as its raw weight says."""
         share = torch.from_numpy(np.asarray(normalised_weights(self.log_weight(beta))))

@@ -41,10 +41,10 @@ class DiGReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self,
         states: list[dict],
         simulation: app.Simulation,
-        stepsPerIteration: int,  # noqa: N803 (OpenMM's name)
+        stepsPerIteration: int,
         dig: DiG,
         *,
-        reinitializeVelocities: bool = False,  # noqa: N803
+        reinitializeVelocities: bool = False,
         move_states: Sequence[int] | None = None,
         proposals: int = 32,
         seed: int | None = None,
@@ -72,7 +72,7 @@ class DiGReplicaExchangeSampler(app.ReplicaExchangeSampler):
             for index in _chosen(move_states, temperatures, dig)
         }  # fmt: skip
 
-    def simulateReplica(self, index: int, steps: int | None = None) -> None:  # noqa: N802 (OpenMM's name)
+    def simulateReplica(self, index: int, steps: int | None = None) -> None:
         """Dynamics, then proposals where the replica's present state has them."""
         super().simulateReplica(index, steps)
         move = self.moves.get(self.replicaStateIndex[index])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import openmm
 import torch
@@ -15,10 +17,11 @@ from dig_core.types import Geometry
 
 from .constraints import without_constraints
 from .convert import NM_PER_ANGSTROM, kelvin, label, reduced_unit, to_nanometers
-from .energy import OpenMMEnergy
+from .energy import _ACCELERATORS, OpenMMEnergy
 
 __all__ = ["EnvironmentPool", "SubsetEnergy", "check_environment", "check_subset", "subtopology", "unwrap"]
 
+_SMALL = 500
 _LIQUID = 5.0  # atoms a nm^3: water has 100, liquid argon 21, any gas at 1 bar less than 0.2
 
 
@@ -35,10 +38,12 @@ class SubsetEnergy(OpenMMEnergy):
     temperature: K or a Quantity.
     atoms: (n,) indices of the System's atoms that structures hold; checked by :func:`check_subset`.
     bonds: pairs of indices into ``atoms``, along which a molecule cut by the box's faces is made whole.
-    platform, properties: where energies are computed, best the simulation's own.
+    platform: a platform's name, or ``"auto"``: the fastest on the first positions seen. ``threads`` of the CPU platform.
     """
 
-    def __init__(self, system: openmm.System, temperature, atoms, bonds, *, platform: str = "Reference", properties=None):
+    def __init__(
+        self, system: openmm.System, temperature, atoms, bonds, *, platform: str = "auto", threads: int | None = None
+    ):
         free = without_constraints(system)
         for number in reversed(range(free.getNumForces())):
             if "Barostat" in type(free.getForce(number)).__name__:
@@ -49,7 +54,8 @@ class SubsetEnergy(OpenMMEnergy):
         self.n_evaluations = self.n_failures = 0
         self.last_error: str | None = None
         self._parameters: dict[str, float] = {}
-        self._platform, self._properties = platform, dict(properties or {})
+        self._platform, self._threads = platform, threads
+        self._properties = {"Threads": str(threads)} if platform == "CPU" and threads is not None else {}
         self._context: openmm.Context | None = None
         self._surroundings: np.ndarray | None = None
         self._box: np.ndarray | None = None
@@ -63,6 +69,8 @@ class SubsetEnergy(OpenMMEnergy):
             self._box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
         whole = unwrap(self._surroundings[self.atoms], self.bonds, self._box)
         self._surroundings[self.atoms] = whole
+        if self._platform == "auto":
+            self._platform, self._properties = self._fastest(self._threads)
         known = self._ready().getParameters()
         self._parameters = {name: value for name, value in dict(state.getParameters()).items() if name in known}
         for name, value in self._parameters.items():
@@ -71,15 +79,15 @@ class SubsetEnergy(OpenMMEnergy):
 
     def place(self, positions: np.ndarray) -> np.ndarray:
         """(B, n, 3) nm of ``atoms`` -> (B, N, 3) nm of the System, each centroid put where the atoms' own is."""
-        if self._surroundings is None:
-            raise IncompatibleError("the environment is not known yet: call observe(simulation.context) first.")
-        whole = np.repeat(self._surroundings[None], len(positions), axis=0)
-        centroid = self._surroundings[self.atoms].mean(axis=0)
+        around = self._known()
+        whole = np.repeat(around[None], len(positions), axis=0)
+        centroid = around[self.atoms].mean(axis=0)
         whole[:, self.atoms] = positions - positions.mean(axis=1, keepdims=True) + centroid
         return whole
 
     def _evaluate(self, geometry: Geometry, *, gradient: bool) -> tuple[np.ndarray, np.ndarray]:
         self._check(geometry)
+        self._known()
         positions = to_nanometers(geometry)
         energies, forces = np.full(len(positions), np.inf), np.zeros_like(positions)
         context = self._ready()
@@ -101,11 +109,46 @@ class SubsetEnergy(OpenMMEnergy):
         kt = reduced_unit(self.temperature)
         return energies / kt, forces * (-NM_PER_ANGSTROM / kt)
 
+    def _fastest(self, threads: int | None) -> tuple[str, dict[str, str]]:
+        """The platform that evaluates the surroundings soonest; its Context is kept."""
+        best, chosen, kept, around = np.inf, ("Reference", {}), None, self._known()
+        counts = [{"Threads": str(threads)}] if threads is not None else [{"Threads": "1"}] + ([{}] if len(around) > 100 else [])
+        candidates = [*(("CPU", properties) for properties in counts), *_ACCELERATORS.items()]
+        if len(around) <= _SMALL:
+            # Beyond that it takes seconds for what others do in milliseconds, and is not worth the wait to find out.
+            candidates.append(("Reference", {}))
+        for name, properties in candidates:
+            try:
+                self._context = self._build(name, properties)
+                seconds = _seconds(self._ready(), around)
+            except (openmm.OpenMMException, IncompatibleError):
+                # A platform may not be installed, or without its device, or not know one of the forces.
+                continue
+            if seconds < best:
+                best, chosen, kept = seconds, (name, properties), self._context
+        self._context = kept
+        return chosen
+
+    def _known(self) -> np.ndarray:
+        if self._surroundings is None:
+            raise IncompatibleError("the environment is not known yet: call observe(simulation.context) first.")
+        return self._surroundings
+
     def _ready(self) -> openmm.Context:
         context = super()._ready()
         if self._box is not None:
             context.setPeriodicBoxVectors(*self._box)
         return context
+
+
+def _seconds(context: openmm.Context, positions: np.ndarray) -> float:
+    best = np.inf
+    for _ in range(4):
+        begin = time.perf_counter()
+        context.setPositions(positions)
+        context.getState(energy=True)
+        best = min(best, time.perf_counter() - begin)
+    return best
 
 
 class EnvironmentPool(Pool):

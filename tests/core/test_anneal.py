@@ -83,18 +83,21 @@ def test_draws_do_not_depend_on_the_batch():
 
 def test_next_rung_keeps_the_floor_and_goes_no_further():
     found = draw(fresh(), ENERGY, 4000, seed=3, progress=False)
-    beta = next_rung(found, 0.0, 0.5)
+    beta = next_rung(found, 0.0, 0.5, 0.5)
     assert 0 < beta < 1
     assert found.effective_fraction(beta) == pytest.approx(0.5, abs=0.02)
-    assert next_rung(found, 0.0, 0.9) < beta
-    assert next_rung(found, 0.0, 1e-4) == 1.0
+    assert next_rung(found, 0.0, 0.45, 0.1) > beta
+    assert next_rung(found, 0.0, 1e-4, 1e-5) == 1.0
 
 
 def test_rung_stays_where_the_draws_are_worth_too_little():
     found = draw(fresh(), ENERGY, 2000, seed=3, progress=False)
     beta = 0.9
     floor = 0.5 * (1 + found.effective_fraction(beta))
-    assert next_rung(found, beta, floor) == beta
+    assert next_rung(found, beta, floor, floor) == beta
+    further = next_rung(found, beta, floor, 0.0)
+    assert further > beta, "half of what there is may be lost"
+    assert found.effective_fraction(further) >= 0.49 * found.effective_fraction(beta)
 
 
 def test_failed_energies_have_no_weight_and_no_force():
@@ -271,3 +274,13 @@ def test_annealed_frames_are_usable_as_data():
     dig = fresh()
     geometry = dig.sample(30, seed=1).geometry
     assert len(frames_of(dig.coordinates, dig.descriptor, geometry, ENERGY)) == 30
+
+
+def test_softened_law_agrees_where_there_is_weight_and_keeps_its_forces():
+    """log p_soft is continuous, equal above the cap, and its gradient is the softened force."""
+    log_target = torch.tensor([-1.0, -4.9, -5.1, -1e10, -math.inf], dtype=torch.float64)
+    found = Draws({"x": torch.zeros(5, 1)}, {"x": torch.ones(5, 1)}, log_target, torch.zeros(5), torch.zeros(5)).softened(0.0, 5.0)
+    assert found.log_target[:2].tolist() == [-1.0, -4.9] and found.log_target[4] == -math.inf
+    assert float(found.log_target[2]) == pytest.approx(-5 - math.log(1.1)) and -30 < float(found.log_target[3]) < -5
+    slope = [(lambda e: 1 / (1 + max(0.0, -e - 5.0)))(float(e)) for e in log_target[:4]]
+    assert found.force["x"][:4, 0].tolist() == pytest.approx(slope, rel=1e-5)

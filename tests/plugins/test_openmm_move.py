@@ -8,11 +8,12 @@ import os
 
 import numpy as np
 import pytest
-import yaml
 
 openmm = pytest.importorskip("openmm")
 openmmtools = pytest.importorskip("openmmtools", reason="needs openmmtools: pip install 'dig-plugins[openmmtools]'")
 from openmm import unit  # noqa: E402
+
+yaml = pytest.importorskip("yaml")  # comes with openmmtools
 from openmmtools import cache, mcmc, multistate, states  # noqa: E402
 
 from dig_core.errors import CheckpointError, IncompatibleError, StateError  # noqa: E402
