@@ -39,9 +39,16 @@ def _annealing(axes, rungs: Sequence[Mapping]) -> None:
         axes.text(0.5, 0.5, "no annealing", ha="center", transform=axes.transAxes)
         return
     numbers = [rung["rung"] for rung in rungs]
-    axes.plot(numbers, [rung["beta"] for rung in rungs], "--", color=GREY, label="how far")
-    axes.plot(numbers, [rung["ess"] for rung in rungs], "o-", ms=3, color=BLUE, label="raw ESS for that law")
-    axes.plot(numbers, [rung["ess_target"] for rung in rungs], "o-", ms=3, color=ORANGE, label="raw ESS at the energy itself")
+    lines = {
+        "beta": ("how far", "--", GREY),
+        "ess": ("raw ESS for that law", "o-", BLUE),
+        "ess_target": ("raw ESS at the energy itself", "o-", ORANGE),
+        "acceptance": ("moves accepted", "o-", BLUE),
+        "families": ("families left", "o-", ORANGE),
+    }
+    for key, (label, style, colour) in lines.items():
+        if key in rungs[0]:
+            axes.plot(numbers, [rung[key] for rung in rungs], style, ms=3, color=colour, label=label)
     axes.legend(fontsize=8)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..diffusion.processes import Joint
 from ..energy import Energy
 from ..random import Streams
 from ..types import State, Tangent
@@ -18,7 +20,7 @@ from .losses import Frames
 if TYPE_CHECKING:
     from ..dig import DiG
 
-__all__ = ["lost", "relax"]
+__all__ = ["langevin_step", "lost", "relax"]
 
 
 def lost(dig: DiG, draws: Draws, seeds: State, log_target: Tensor, beta: float, seed: int, nats: float = 5.0) -> Tensor:
@@ -40,30 +42,49 @@ def lost(dig: DiG, draws: Draws, seeds: State, log_target: Tensor, beta: float, 
 def relax(dig: DiG, energy: Energy, seeds: State, beta: float, steps: int, seed: int) -> tuple[Frames, int]:
     """Frames of the law at ``beta`` near ``seeds``: Metropolis-adjusted Langevin chains in the model's coordinates.
 
-    Returns the last half of all states with their forces, and the number of energy evaluations. Proposals: Roberts and
-    Tweedie, doi:10.2307/3318418.
+    Returns the last half of all states with their forces, and the number of energy evaluations.
     """
     rng = torch.Generator().manual_seed(seed)
     here, size, found = seeds, 0.1, []
-    log_p, slope = _tempered(dig, energy, here, beta)
+    held = _tempered(dig, energy, here, beta)
     for number in range(steps):
-        noise = {n: torch.randn(x.shape, generator=rng, dtype=x.dtype) for n, x in here.items()}
-        there = {n: dig.process[n].space.exp(x, 0.5 * size**2 * slope[n] + size * noise[n]) for n, x in here.items()}
-        log_p_there, slope_there = _tempered(dig, energy, there, beta)
-        gain = log_p_there - log_p
-        for n, x in here.items():
-            forth = noise[n]
-            back = (dig.process[n].space.log(there[n], x) - 0.5 * size**2 * slope_there[n]) / size
-            gain = gain + 0.5 * ((forth**2) - (back**2)).flatten(1).sum(1)
-        accept = torch.rand(len(gain), generator=rng, dtype=gain.dtype).log() < gain
+        scale = {n: torch.full_like(x[0], size) for n, x in here.items()}
+        here, held, accept = langevin_step(dig.process, here, held, lambda state: _tempered(dig, energy, state, beta), scale, rng)
         size *= math.exp(0.1 * (float(accept.double().mean()) - 0.57))
-        pick = {n: accept.reshape(-1, *[1] * (x.dim() - 1)) for n, x in here.items()}
-        here = {n: torch.where(pick[n], there[n], x) for n, x in here.items()}
-        slope = {n: torch.where(pick[n], slope_there[n], x) for n, x in slope.items()}
-        log_p = torch.where(accept, log_p_there, log_p)
         if number >= steps // 2:
-            found.append(Frames({n: x.float() for n, x in here.items()}, {n: f.float() for n, f in slope.items()}))
-    return join_frames(found), (steps + 1) * len(log_p)
+            found.append(Frames({n: x.float() for n, x in here.items()}, {n: f.float() for n, f in held[1].items()}))
+    return join_frames(found), (steps + 1) * len(held[0])
+
+
+def langevin_step(
+    process: Joint, here: State, held: tuple, law: Callable, scale: Tangent, rng: torch.Generator
+) -> tuple[State, tuple, Tensor]:
+    """One Metropolis-adjusted Langevin step of every row; ``law(state)`` is (log p, its gradient, ...), ``held`` that of ``here``.
+
+    ``scale`` (*shape) a component: the step's standard deviations. Returns the states, what ``law`` says of them, and who moved.
+    Roberts and Tweedie, doi:10.2307/3318418; drifts are cut at a step's length, the same on the way back.
+    """
+
+    def drift(slope: Tangent) -> Tangent:
+        return {n: (0.5 * scale[n] * f).clamp(-1.0, 1.0) for n, f in slope.items()}
+
+    noise = {n: torch.randn(x.shape, generator=rng, dtype=x.dtype) for n, x in here.items()}
+    forth = drift(held[1])
+    there = {n: process[n].space.exp(x, scale[n] * (forth[n] + noise[n])) for n, x in here.items()}
+    found = law(there)
+    back = drift(found[1])
+    gain = found[0] - held[0]
+    for n, x in here.items():
+        returned = process[n].space.log(there[n], x) / scale[n] - back[n]
+        gain = gain + 0.5 * (noise[n] ** 2 - returned**2).flatten(1).sum(1)
+    accept = torch.rand(len(gain), generator=rng, dtype=gain.dtype).log() < gain
+
+    def chosen(new, old):
+        if isinstance(new, dict):
+            return {n: chosen(x, old[n]) for n, x in new.items()}
+        return torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+    return chosen(there, here), tuple(chosen(new, old) for new, old in zip(found, held, strict=True)), accept
 
 
 def _tempered(dig: DiG, energy: Energy, state: State, beta: float) -> tuple[Tensor, Tangent]:

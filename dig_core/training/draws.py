@@ -20,7 +20,7 @@ from .losses import Frames
 if TYPE_CHECKING:
     from ..dig import DiG
 
-__all__ = ["Draws", "Reweighted", "draw", "prior_law", "reweighted_frames"]
+__all__ = ["Draws", "Reweighted", "draw", "prior_law", "reweighted_frames", "softened", "target_law"]
 
 
 class Draws(NamedTuple):
@@ -51,16 +51,9 @@ class Draws(NamedTuple):
         return effective_sample_size(log_weight) if bool((log_weight > -math.inf).any()) else 0.0
 
     def softened(self, top: float, cap: float) -> Draws:
-        """The same draws for a law whose log-density falls only logarithmically below ``top`` - ``cap``, forces included.
-
-        Overlapping atoms, 1e10 kT up, thus lose their weight as gradually as everything else does when such a law is
-        approached; where the exact one has any weight the two agree.
-        """
-        beyond = (top - self.log_target - cap).clamp_min(0.0)
-        soft = torch.where(beyond > 0, top - cap - torch.log1p(beyond), self.log_target)
-        scale = (1 / (1 + beyond)).float()
-        force = {name: f * _rows(scale, f) for name, f in self.force.items()}
-        log_target = torch.where(torch.isfinite(self.log_target), soft, -math.inf)
+        """The same draws for the law of :func:`softened`, forces included."""
+        log_target, scale = softened(self.log_target, top, cap)
+        force = {name: f * _rows(scale.float(), f) for name, f in self.force.items()}
         return Draws(self.state, force, log_target, self.log_prior, self.log_q)
 
     def frames(self, process: Joint, beta: float, n: int, seed: int) -> Frames:
@@ -92,6 +85,17 @@ def draw(
         parts.append((state, force, torch.where(possible, log_target, -math.inf), log_prior, torch.where(possible, log_q, 0.0)))
     states, forces, *logs = zip(*parts, strict=True)
     return Draws(_joined(states), _joined(forces), *(torch.cat(part) for part in logs))
+
+
+def softened(log_target: Tensor, top: float, cap: float) -> tuple[Tensor, Tensor]:
+    """(n,) a log-density that falls only logarithmically below ``top`` - ``cap``, and what its gradient is multiplied by there.
+
+    Overlapping atoms, 1e10 kT up, thus lose their weight as gradually as everything else does when such a law is
+    approached; where the exact one has any weight the two agree.
+    """
+    beyond = (top - log_target - cap).clamp_min(0.0)
+    soft = torch.where(beyond > 0, top - cap - torch.log1p(beyond), log_target)
+    return torch.where(torch.isfinite(log_target), soft, -math.inf), 1 / (1 + beyond)
 
 
 def target_law(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:

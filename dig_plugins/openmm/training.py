@@ -24,13 +24,13 @@ from dig_core.montecarlo.chain import Pool
 from dig_core.nn import ResidualMLP
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
-from dig_core.training.anneal import Anneal
-from dig_core.training.draws import draw
+from dig_core.training.draws import draw, target_law
 from dig_core.training.fit import Progress, Stage
 from dig_core.training.fit import fit as run_stages
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames
+from dig_core.training.population import Population
 from dig_core.training.stages import Denoise, Reweight, Standardise
 from dig_core.types import Geometry
 
@@ -40,7 +40,8 @@ from .energy import OpenMMEnergy
 __all__ = ["Fitted", "fit", "fit_files", "internal_model"]
 
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600, "hours": 3600, "d": 86400}
-_RUNGS = 60  # a rung's share of the budget is 1 / _RUNGS; an annealing takes 10 to 20
+_SHARE = 0.15  # of the budget for the population
+_VISITS = 300  # evaluations a walker: some 20 rungs of 12 moves, and the harvest
 
 
 class Fitted(NamedTuple):
@@ -91,9 +92,9 @@ def fit(
 ) -> Fitted:
     """Train a DiG of one free molecule from its force field alone, or from its force field and frames.
 
-    Coordinates are internal ones with the force field's own widths; without frames the model is annealed from its prior
-    to exp(-E/kT) by its own exact weights; then it is trained on independent frames that it makes itself. Without
-    ``frames`` no molecular dynamics is run at all.
+    Coordinates are internal ones with the force field's own widths. Without frames a population of structures is annealed
+    from the model's prior to exp(-E/kT), no molecular dynamics is run at all. The model is trained on those frames, then
+    twice on independent ones that it makes itself, with its own exact weights.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def fit(
         stereocentres.
     frames: (F, N, 3) nm of the equilibrium ensemble at this temperature, if there are any; rough ones help too, since
         what follows reweights.
-    budget: wall time on this machine, as ``"30min"``, ``"2h"`` or seconds. The annealing takes what it needs.
+    budget: wall time on this machine, as ``"30min"``, ``"2h"`` or seconds. Half of it more if the annealing takes long.
     out: directory for checkpoints, logs, early pictures (``progress.png``), ``model.safetensors`` and ``run.json``. A
         call that was cut off goes on from there.
     name: of the model, in its card. seed: recorded in the card.
@@ -135,7 +136,7 @@ def fit(
     if data is not None:
         options |= {"frames": data[0], "validation": data[1]}
     sizes = plan.sizes(dig, energy, seconds)
-    stages: list[Stage] = [] if data is not None else [Anneal(**sizes["anneal"]), Standardise(build)]
+    stages: list[Stage] = [] if data is not None else [Population(**sizes["population"]), Standardise(build)]
     here = run_stages(dig, stages, **options) if stages else Progress(dig)
     if here.finished:
         left = plan.rest(seconds - (time.monotonic() - began), sizes, seconds)
@@ -188,18 +189,17 @@ class _Plan:
         return cls(path, held)
 
     def sizes(self, dig: DiG, energy: OpenMMEnergy, seconds: float) -> dict:
-        """Of an annealing rung, from the measured time of a training step and of a draw."""
+        """Of the population, from measured times."""
         if "sizes" not in self.held:
-            step, one = _step_time(dig), _draw_time(dig, energy)
-            rung = seconds / _RUNGS
-            draws, steps = _between(0.4 * rung / one, 4000, 100_000), _between(0.6 * rung / step, 150, 2000)
-            self._keep("sizes", {"anneal": {"draws": draws, "steps": steps}, "step": step, "draw": one})
+            step, one = _step_time(dig), _draw_times(dig, energy)
+            walkers = _between(_SHARE * seconds / (_VISITS * one["energy"]), 1000, 16_384)
+            self._keep("sizes", {"population": {"walkers": walkers}, "step": step, "draw": one["draw"]})
         return self.held["sizes"]
 
     def rest(self, left: float, sizes: dict, seconds: float) -> dict:
-        """Of what follows the annealing, from the time that is left: never less than a fifth of the budget."""
+        """Of what follows the population, from the time that is left: never less than half of the budget."""
         if "rest" not in self.held:
-            left = max(left, seconds / 5)
+            left = max(left, seconds / 2)
 
             def steps(share: float) -> dict:
                 count = _between(share * left / sizes["step"], 200, 100_000)
@@ -208,8 +208,8 @@ class _Plan:
             def draws(share: float) -> int:
                 return _between(share * left / sizes["draw"], 2000, 3_000_000)
 
-            rounds = [(draws(0.07), steps(0.13)), (draws(0.33), steps(0.38))]
-            self._keep("rest", {"denoise": steps(0.07), "reweight": rounds})
+            rounds = [(draws(0.07), steps(0.13)), (draws(0.30), steps(0.32))]
+            self._keep("rest", {"denoise": steps(0.18), "reweight": rounds})
         return self.held["rest"]
 
     def _keep(self, key: str, value: dict) -> None:
@@ -289,11 +289,14 @@ def _step_time(dig: DiG, steps: int = 10) -> float:
     return (time.monotonic() - began) / steps
 
 
-def _draw_time(dig: DiG, energy: OpenMMEnergy, n: int = 512) -> float:
-    for _ in range(2):
-        began = time.monotonic()
-        draw(dig, energy, n, seed=0, progress=False)
-    return (time.monotonic() - began) / n
+def _draw_times(dig: DiG, energy: OpenMMEnergy, n: int = 512) -> dict[str, float]:
+    """Seconds of a weighed proposal, and of an energy with its gradient in the model's coordinates."""
+    drawn = draw(dig, energy, n, seed=0, progress=False)
+    began = time.monotonic()
+    draw(dig, energy, n, seed=0, progress=False)
+    halfway = time.monotonic()
+    target_law(dig, energy, drawn.state)
+    return {"draw": (halfway - began) / n, "energy": (time.monotonic() - halfway) / n}
 
 
 def _between(value: float, low: int, high: int) -> int:

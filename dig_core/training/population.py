@@ -1,0 +1,214 @@
+"""Population annealing: frames of exp(-u) from the energy alone, by walkers that are reweighted, resampled and moved on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..dig import DiG
+from ..energy import Energy
+from ..files import write_atomically
+from ..montecarlo.analysis import effective_sample_size, normalised_weights
+from ..random import Streams
+from ..types import State, Tangent
+from .basins import langevin_step
+from .draws import prior_law, softened, target_law
+from .fit import Progress, Task
+from .losses import Frames
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Population"]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Stage: frames of the target law, without data and without a trained model.
+
+    ``walkers`` structures start as draws of the process's prior and follow the laws prior^(1 - beta) exp(-beta u) from beta
+    = 0 to 1: each rung goes as far as an effective fraction of ``floor`` of the walkers allows, resamples them by their
+    weights and moves each by ``moves`` Metropolis-adjusted Langevin steps. Weights of states come from the warm end, where
+    walkers cross barriers, as in Hukushima and Iba, doi:10.1063/1.1632130. Training on the model's own exact weights
+    afterwards (:class:`~dig_core.training.stages.Reweight`) removes what bias a finite population leaves.
+
+    ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. ``cap``: kT above the
+    best structure so far from which energies count only logarithmically on the way; the number of coordinates if None.
+    """
+
+    walkers: int = 4096
+    moves: int = 12
+    floor: float = 0.7
+    rungs: int = 200
+    harvest: int = 40
+    stride: int = 4
+    cap: float | None = None
+    name: str = field(default="population", init=False)
+
+    def run(self, progress: Progress, task: Task) -> Progress:
+        """``progress`` with frames of the target and their forces; the model is left as it is."""
+        dig, energy = progress.dig, task.needed_energy()
+        cap = float(sum(p.space.dim for p in dig.process.values()) if self.cap is None else self.cap)
+        place = None if task.directory is None else task.directory / "walkers.safetensors"
+        here = _Walkers.read(place) if place is not None and place.exists() else _Walkers.start(dig, energy, self.walkers, task.seed)
+        bar = tqdm(total=1.0, initial=here.beta, desc="population", disable=None if task.progress is None else not task.progress)
+        while here.beta < 1 and len(here.history) < self.rungs:
+            here = here.rung(dig, energy, self, cap, task.seed + len(here.history))
+            bar.update(here.beta - bar.n)
+            log.info("rung %(rung)d: beta %(beta).3g, acceptance %(acceptance).2f, families %(families).3f", here.history[-1])
+            if place is not None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                here.write(place)
+        bar.close()
+        frames, spent = here.harvest(dig, energy, self, task.seed + 10_000)
+        row = {"stage": self.name, "frames": len(frames), "families": here.history[-1]["families"], "rungs": here.history}
+        return dataclasses.replace(
+            progress, frames=frames, evaluations=progress.evaluations + here.evaluations + spent, history=[*progress.history, row]
+        )
+
+
+class _Walkers(NamedTuple):
+    """Where they are, float64, with the target's log-density and its gradient there; ``family`` names the first ancestor."""
+
+    state: State
+    log_target: Tensor
+    force: Tangent
+    family: Tensor
+    beta: float
+    top: float
+    size: float
+    evaluations: int
+    history: list[dict]
+
+    @classmethod
+    def start(cls, dig: DiG, energy: Energy, n: int, seed: int) -> _Walkers:
+        drawn = dig.process.prior(dig.process.empty(n, torch.float64)).sample(Streams(seed, range(n)))
+        state = {name: x.double() for name, x in drawn.items()}
+        log_target, force = _target(dig, energy, state)
+        return cls(state, log_target, force, torch.arange(n), 0.0, float(log_target.max()), 0.3, n, [])
+
+    def law(self, dig: DiG, beta: float, top: float, cap: float) -> Tensor:
+        """(n,) log of the law at ``beta``; energies are as they are at the target itself."""
+        log_target = self.log_target if beta == 1 else softened(self.log_target, top, cap)[0]
+        log_prior, _ = prior_law(dig.process, self.state)
+        return torch.where(torch.isfinite(log_target), beta * log_target + (1 - beta) * log_prior, -math.inf)
+
+    def rung(self, dig: DiG, energy: Energy, options: Population, cap: float, seed: int) -> _Walkers:
+        """One law further: reweighted, resampled, moved."""
+        top = max(self.top, float(self.log_target.max()))
+        now = self.law(dig, self.beta, self.top, cap) if self.beta else prior_law(dig.process, self.state)[0]
+        now = torch.where(torch.isfinite(now), now, 0.0)
+
+        def weights(beta: float) -> Tensor:
+            return self.law(dig, beta, top, cap) - now
+
+        beta = _furthest(weights, self.beta, options.floor)
+        share = torch.from_numpy(np.asarray(normalised_weights(weights(beta))))
+        n = len(share)
+        edges = (torch.arange(n) + float(Streams(seed, [1]).uniform(1))) / n
+        chosen = torch.searchsorted(share.cumsum(0).clamp(max=1.0), edges.double()).clamp(max=n - 1)
+        there = self._replace(
+            state={k: x[chosen] for k, x in self.state.items()}, force={k: x[chosen] for k, x in self.force.items()},
+            log_target=self.log_target[chosen], family=self.family[chosen], beta=beta, top=top,
+        )  # fmt: skip
+        there, accepted = there.moved(dig, energy, options.moves, cap, seed)
+        families = len(there.family.unique()) / n
+        row = {"rung": len(self.history), "beta": beta, "acceptance": accepted, "families": families, "size": there.size}
+        return there._replace(history=[*self.history, row])
+
+    def moved(self, dig: DiG, energy: Energy, moves: int, cap: float, seed: int) -> tuple[_Walkers, float]:
+        """After ``moves`` Langevin steps, and the fraction of them that were accepted."""
+        rng, here, accepted = torch.Generator().manual_seed(seed), self, 0.0
+        for _ in range(moves):
+            here, share = here.step(dig, energy, cap, rng)
+            accepted += share / moves
+        return here, accepted
+
+    def step(self, dig: DiG, energy: Energy, cap: float, rng: torch.Generator) -> tuple[_Walkers, float]:
+        def law(state: State):
+            log_target, force = _target(dig, energy, state)
+            return *_at(dig, state, log_target, force, self.beta, self.top, cap), log_target, force
+
+        held = *_at(dig, self.state, self.log_target, self.force, self.beta, self.top, cap), self.log_target, self.force
+        scale = {name: self.size * width for name, width in _widths(held[1]).items()}
+        state, (_, _, log_target, force), accept = langevin_step(dig.process, self.state, held, law, scale, rng)
+        share = float(accept.double().mean())
+        size = self.size * math.exp(0.2 * (share - 0.57))
+        spent = self.evaluations + len(accept)
+        return self._replace(state=state, log_target=log_target, force=force, size=size, evaluations=spent), share
+
+    def harvest(self, dig: DiG, energy: Energy, options: Population, seed: int) -> tuple[Frames, int]:
+        """Frames at the target, those of one time together, and the evaluations they took."""
+        rng, here, found = torch.Generator().manual_seed(seed), self, []
+        for number in range(options.harvest):
+            here, _ = here.step(dig, energy, 0.0, rng)
+            if number % options.stride == options.stride - 1:
+                found.append(here)
+        state = {k: torch.cat([w.state[k] for w in found]).float() for k in self.state}
+        force = {k: torch.cat([w.force[k] for w in found]).float() for k in self.state}
+        # In random order, so that every part of them, a validation split for one, is like the whole.
+        order = torch.randperm(len(found) * len(self.family), generator=rng)
+        return Frames(state, force).take(order), here.evaluations - self.evaluations
+
+    def write(self, path: Path) -> None:
+        tensors = {f"state.{k}": x for k, x in self.state.items()} | {f"force.{k}": x for k, x in self.force.items()}
+        tensors |= {"log_target": self.log_target, "family": self.family}
+        about = json.dumps({k: getattr(self, k) for k in ("beta", "top", "size", "evaluations", "history")})
+        write_atomically(path, to_bytes({k: x.contiguous().clone() for k, x in tensors.items()}, metadata={"walkers": about}))
+
+    @classmethod
+    def read(cls, path: Path) -> _Walkers:
+        with safe_open(path, "pt") as stream:
+            about = json.loads(stream.metadata()["walkers"])
+            held = {key: stream.get_tensor(key) for key in stream.keys()}
+        state, force = ({k[6:]: x for k, x in held.items() if k.startswith(kind)} for kind in ("state.", "force."))
+        return cls(state, held["log_target"], force, held["family"], **about)
+
+
+def _target(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:
+    """As :func:`target_law`, -inf where the coordinates are not those of a structure."""
+    log_target, force = target_law(dig, energy, state)
+    return torch.where(dig.coordinates.valid(state, dig.descriptor), log_target, -math.inf), force
+
+
+def _at(dig: DiG, state: State, log_target: Tensor, force: Tangent, beta: float, top: float, cap: float) -> tuple[Tensor, Tangent]:
+    """Log of the law at ``beta`` and its gradient."""
+    if beta == 1:
+        return log_target, force
+    soft, scale = softened(log_target, top, cap)
+    log_prior, prior = prior_law(dig.process, state)
+    slope = {k: beta * f * scale.reshape(-1, *[1] * (f.dim() - 1)) + (1 - beta) * prior[k] for k, f in force.items()}
+    return torch.where(torch.isfinite(soft), beta * soft + (1 - beta) * log_prior, -math.inf), slope
+
+
+def _widths(slope: Tangent) -> Tangent:
+    """How wide the law is along each coordinate, from the typical force on the walkers; at most 1."""
+    return {name: 1 / (f.abs().median(0).values / 0.6745).clamp_min(1.0) for name, f in slope.items()}
+
+
+def _furthest(weights, beta: float, floor: float) -> float:
+    """The largest beta' at which weights(beta') keep an effective fraction of ``floor``, by bisection in log beta."""
+
+    def worth(at: float) -> float:
+        found = weights(at)
+        return effective_sample_size(found) if bool((found > -math.inf).any()) else 0.0
+
+    if worth(1.0) >= floor:
+        return 1.0
+    low, high = math.log(max(beta, 1e-12)), 0.0
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if worth(math.exp(middle)) >= floor else (low, middle)
+    # At least a little: where many walkers are impossible at any beta, resampling alone brings the floor back.
+    return min(1.0, max(math.exp(low), beta * 1.02, 1e-12))
