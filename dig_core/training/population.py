@@ -30,7 +30,7 @@ from .losses import Frames
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Population"]
+__all__ = ["Population", "spread_out"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Population:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 here.write(place)
         bar.close()
-        frames, spent = here.harvest(dig, energy, self, task.seed + 10_000)
+        frames, spent = here.harvest(dig, energy, self.harvest, self.stride, task.seed + 10_000)
         row = {"stage": self.name, "frames": len(frames), "families": here.history[-1]["families"], "rungs": here.history}
         return dataclasses.replace(
             progress, frames=frames, evaluations=progress.evaluations + here.evaluations + spent, history=[*progress.history, row]
@@ -148,17 +148,17 @@ class _Walkers(NamedTuple):
         spent = self.evaluations + len(accept)
         return self._replace(state=state, log_target=log_target, force=force, size=size, evaluations=spent), share
 
-    def harvest(self, dig: DiG, energy: Energy, options: Population, seed: int) -> tuple[Frames, int]:
-        """Frames at the target, those of one time together, and the evaluations they took."""
+    def harvest(self, dig: DiG, energy: Energy, moves: int, stride: int, seed: int) -> tuple[Frames, int]:
+        """Frames at the target, in random order, and the evaluations they took."""
         rng, here, found = torch.Generator().manual_seed(seed), self, []
-        for number in range(options.harvest):
+        for number in range(moves):
             here, _ = here.step(dig, energy, 0.0, rng)
-            if number % options.stride == options.stride - 1:
+            if number % stride == stride - 1:
                 found.append(here)
         state = {k: torch.cat([w.state[k] for w in found]).float() for k in self.state}
         force = {k: torch.cat([w.force[k] for w in found]).float() for k in self.state}
         # In random order, so that every part of them, a validation split for one, is like the whole.
-        order = torch.randperm(len(found) * len(self.family), generator=rng)
+        order = torch.randperm(len(found) * len(self.log_target), generator=rng)
         return Frames(state, force).take(order), here.evaluations - self.evaluations
 
     def write(self, path: Path) -> None:
@@ -174,6 +174,19 @@ class _Walkers(NamedTuple):
             held = {key: stream.get_tensor(key) for key in stream.keys()}
         state, force = ({k[6:]: x for k, x in held.items() if k.startswith(kind)} for kind in ("state.", "force."))
         return cls(state, held["log_target"], force, held["family"], **about)
+
+
+def spread_out(dig: DiG, energy: Energy, frames: Frames, wanted: int, seed: int, *, stride: int = 4) -> tuple[Frames, int]:
+    """At least ``wanted`` frames of the target law from fewer, by Langevin steps of each; and the evaluations they took.
+
+    Frames that stand for many, or twice for the same, thus spread over their basin; between basins nothing changes.
+    """
+    state = {k: x.double() for k, x in frames.state.items()}
+    log_target, force = _target(dig, energy, state)
+    n = len(log_target)
+    here = _Walkers(state, log_target, force, torch.arange(n), 1.0, 0.0, 0.3, n, [])
+    found, spent = here.harvest(dig, energy, stride * math.ceil(wanted / n), stride, seed)
+    return found, n + spent
 
 
 def _target(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:

@@ -12,13 +12,19 @@ from ..coordinates import Coordinates
 from ..errors import IncompatibleError
 from ..score import NoiseScore
 from ..types import Geometry
-from .draws import reweighted_frames
+from .basins import relax
+from .draws import draw, prior_law, reweighted_frames
 from .fit import Progress, Task
 from .frames import frames_of, join_frames, read_frames, write_frames
 from .loop import LoopConfig, LoopResult, optimise
 from .losses import Denoising, Frames, Objective
+from .pidp import PIDP
+from .population import spread_out
 
-__all__ = ["Denoise", "Reweight", "Standardise"]
+__all__ = ["Denoise", "Physics", "Reweight", "Standardise"]
+
+_HOT, _RELAXING = 0.3, 40
+"""Where physics is learned without structures: chains this long from the model's draws, at this fraction of the energy."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,19 @@ class Denoise:
 class Reweight:
     """Stage: ``rounds`` of ``draws`` proposals, resampled to the exact ensemble by their weights, then trained on together.
 
-    A model that is roughly right makes more independent frames this way in a minute than MD in an hour.
+    A model that is roughly right makes more independent frames this way in a minute than MD in an hour. Where the draws are
+    worth fewer than ``least`` frames, Langevin steps of each make as many: a network would learn a few by heart.
     """
 
     draws: int = 400_000
     rounds: int = 1
     config: LoopConfig = LoopConfig()
+    least: int = 0
     name: str = field(default="reweight", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
         """The model trained on its own reweighted frames, which become ``progress.frames``."""
-        parts, shares = [], []
+        parts, shares, spent = [], [], 0
         for number in range(self.rounds):
             file = None if task.directory is None else task.directory / f"round-{number}.frames"
             if file is not None and file.exists():
@@ -68,12 +76,14 @@ class Reweight:
                     write_frames(file, made.frames)
             shares.append(len(parts[-1]) / self.draws)
         frames = join_frames(parts)
+        if len(frames) < self.least:
+            frames, spent = spread_out(progress.dig, task.needed_energy(), frames, self.least, task.seed + 2000)
         found = train(progress, Denoising(frames, progress.dig.descriptor), self.config, task, self.name)
         row = {"stage": self.name, "frames": len(frames), "ess": shares, **_last(found)}
         return dataclasses.replace(
             progress,
             frames=frames,
-            evaluations=progress.evaluations + self.draws * self.rounds,
+            evaluations=progress.evaluations + self.draws * self.rounds + spent,
             history=[*progress.history, row],
             finished=found.finished,
         )
@@ -110,6 +120,56 @@ class Standardise:
         return dataclasses.replace(
             progress, dig=dig, frames=training, validation=validation, evaluations=progress.evaluations + spent, history=history
         )
+
+
+@dataclass(frozen=True)
+class Physics:
+    """Stage: the Fokker-Planck equation inside and forces at its edge (PIDP, article eq. 4), at structures of any law.
+
+    Parameters
+    ----------
+    structures: where to look, (S, N, 3) Angstrom: of short hot molecular dynamics, say. Otherwise the frames at hand if
+        they have forces, else short hot chains from draws of the model itself, of the prior if it is untrained.
+    draws: energy evaluations that those chains may take.
+    residual_weight, boundary_weight: of the equation and of the forces.
+    """
+
+    config: LoopConfig = LoopConfig()
+    structures: Geometry | None = None
+    draws: int = 20_000
+    residual_weight: float = 1.0
+    boundary_weight: float = 1.0
+    name: str = field(default="physics", init=False)
+
+    def run(self, progress: Progress, task: Task) -> Progress:
+        """The model trained; frames are left as they are, since these need not be of the target law."""
+        frames, spent = self._frames(progress, task)
+        objective = PIDP(frames, progress.dig.descriptor, self.residual_weight, self.boundary_weight)
+        found = train(progress, objective, self.config, task, self.name)
+        row = {"stage": self.name, "frames": len(frames), "evaluations": spent, **_last(found)}
+        return dataclasses.replace(
+            progress, evaluations=progress.evaluations + spent, history=[*progress.history, row], finished=found.finished
+        )
+
+    def _frames(self, progress: Progress, task: Task) -> tuple[Frames, int]:
+        """Where to look, with forces, and the energy evaluations that took."""
+        dig = progress.dig
+        if self.structures is not None:
+            frames = frames_of(dig.coordinates, dig.descriptor, self.structures, task.needed_energy())
+            return frames, len(frames)
+        if progress.frames is not None and progress.frames.force is not None:
+            return progress.frames, 0
+        energy, count = task.needed_energy(), max(2, self.draws // (_RELAXING + 2))
+        start = draw(dig, energy, count, seed=task.seed + 1000, progress=task.progress)
+        alive = torch.isfinite(start.log_target)
+        if not bool(alive.any()):
+            raise IncompatibleError(f"none of {count} draws of the model has a finite energy: pass structures= to look at instead.")
+        seeds = {name: x[alive].double() for name, x in start.state.items()}
+        frames, evaluations = relax(dig, energy, seeds, _HOT, _RELAXING, task.seed)
+        # The chains know the force of their own law, which is this much of the target's and the rest of the prior's.
+        _, prior = prior_law(dig.process, frames.state)
+        force = {name: (f - (1 - _HOT) * prior[name].float()) / _HOT for name, f in (frames.force or {}).items()}
+        return Frames(frames.state, force), count + evaluations
 
 
 def train(progress: Progress, objective: Objective, config: LoopConfig, task: Task, label: str) -> LoopResult:

@@ -141,7 +141,7 @@ def fit(
     if here.finished:
         left = plan.rest(seconds - (time.monotonic() - began), sizes, seconds)
         stages += [Denoise(LoopConfig(**left["denoise"]))]
-        stages += [Reweight(draws, 1, LoopConfig(**config)) for draws, config in left["reweight"]]
+        stages += [Reweight(draws, 1, LoopConfig(**config), left["least"]) for draws, config in left["reweight"]]
         here = run_stages(dig, stages, **options)
     return _finish(here, energy, plan, out, time.monotonic() - began)
 
@@ -193,7 +193,7 @@ class _Plan:
         if "sizes" not in self.held:
             step, one = _step_time(dig), _draw_times(dig, energy)
             walkers = _between(_SHARE * seconds / (_VISITS * one["energy"]), 1000, 16_384)
-            self._keep("sizes", {"population": {"walkers": walkers}, "step": step, "draw": one["draw"]})
+            self._keep("sizes", {"population": {"walkers": walkers}, "step": step, **one})
         return self.held["sizes"]
 
     def rest(self, left: float, sizes: dict, seconds: float) -> dict:
@@ -208,8 +208,9 @@ class _Plan:
             def draws(share: float) -> int:
                 return _between(share * left / sizes["draw"], 2000, 3_000_000)
 
-            rounds = [(draws(0.07), steps(0.13)), (draws(0.30), steps(0.32))]
-            self._keep("rest", {"denoise": steps(0.18), "reweight": rounds})
+            rounds = [(draws(0.06), steps(0.12)), (draws(0.24), steps(0.30))]
+            least = _between(0.02 * left / sizes["energy"], 1000, 200_000)  # a frame takes four energies
+            self._keep("rest", {"denoise": steps(0.18), "reweight": rounds, "least": least})
         return self.held["rest"]
 
     def _keep(self, key: str, value: dict) -> None:
