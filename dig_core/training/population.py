@@ -8,7 +8,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..dig import DiG
 from ..energy import Energy
 from ..files import write_atomically
 from ..montecarlo.analysis import effective_sample_size, normalised_weights
@@ -27,6 +26,9 @@ from .basins import langevin_step
 from .draws import prior_law, softened, target_law
 from .fit import Progress, Task
 from .losses import Frames
+
+if TYPE_CHECKING:
+    from ..dig import DiG
 
 log = logging.getLogger(__name__)
 
