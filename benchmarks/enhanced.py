@@ -50,8 +50,8 @@ def measure(options: Options) -> Findings:
     figures = [
         Figure(
             "error of ln p(phi > 0), ratio of metadynamics or OPES to DiG, same processor time", off[best] / off["DiG"],
-            "x", None, 1.0, None, True, best, f"{seconds} CPU-s each, {len(found['DiG'])} runs; r.m.s. errors {number(off['DiG'])} and {number(off[best])}; the "
-            f"reference itself is known to {error / exact:.3f}. Training is not in it: see the break-even of energy_only.",
+            "x", None, 1.0, None, True, best, f"{seconds} CPU-s each, {len(found['DiG'])} runs; r.m.s. errors {number(off['DiG'])} "
+            f"and {number(off[best])}; the reference itself is known to {error / exact:.3f}. Training is not in it: energy_only has it.",
         )
     ]  # fmt: skip
     header = ["method", "mean", "deviation", "r.m.s. error of ln p"]
@@ -61,7 +61,7 @@ def measure(options: Options) -> Findings:
 _NOTES = [
     "Metadynamics is OpenMM's own, well tempered; its estimate integrates the free energy it ends with. OPES (Invernizzi and Parrinello, "
     "doi:10.1021/acs.jpclett.0c00497) with kernels of fixed width on a grid; its estimate weighs the samples by the bias they were made "
-    f"under, the first fifth left out. Both: phi, a kernel of {WIDTH} rad every {2 * STRIDE / 1000} ps, MD with 2 fs steps and heavy hydrogens.",
+    f"under, the first fifth left out. Both: phi, a kernel of {WIDTH} rad every {2 * STRIDE / 1000} ps, 2 fs steps, heavy hydrogens.",
 ]
 
 

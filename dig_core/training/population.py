@@ -53,8 +53,8 @@ class Population:
     moves: int = 12
     floor: float = 0.7
     rungs: int = 200
-    harvest: int = 40
-    stride: int = 4
+    harvest: int = 200
+    stride: int = 20
     cap: float | None = None
     name: str = field(default="population", init=False)
 
@@ -178,7 +178,7 @@ class _Walkers(NamedTuple):
         return cls(state, held["log_target"], force, held["family"], **about)
 
 
-def spread_out(dig: DiG, energy: Energy, frames: Frames, wanted: int, seed: int, *, stride: int = 4) -> tuple[Frames, int]:
+def spread_out(dig: DiG, energy: Energy, frames: Frames, wanted: int, seed: int, *, stride: int = 20) -> tuple[Frames, int]:
     """At least ``wanted`` frames of the target law from fewer, by Langevin steps of each; and the evaluations they took.
 
     Frames that stand for many, or twice for the same, thus spread over their basin; between basins nothing changes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +21,9 @@ from .loop import LoopConfig, LoopResult, optimise
 from .losses import Denoising, Frames, Objective
 from .pidp import PIDP
 from .population import spread_out
+
+if TYPE_CHECKING:
+    from ..dig import DiG
 
 __all__ = ["Denoise", "Physics", "Reweight", "Standardise"]
 
@@ -50,7 +54,8 @@ class Reweight:
     """Stage: ``rounds`` of ``draws`` proposals, resampled to the exact ensemble by their weights, then trained on together.
 
     A model that is roughly right makes more independent frames this way in a minute than MD in an hour. Where the draws are
-    worth fewer than ``least`` frames, Langevin steps of each make as many: a network would learn a few by heart.
+    worth fewer than ``least`` frames, which a network would learn by heart, Langevin steps of each make as many, and the
+    frames at hand are kept beside them.
     """
 
     draws: int = 400_000
@@ -78,6 +83,7 @@ class Reweight:
         frames = join_frames(parts)
         if len(frames) < self.least:
             frames, spent = spread_out(progress.dig, task.needed_energy(), frames, self.least, task.seed + 2000)
+            frames = frames if progress.frames is None else join_frames([progress.frames, frames])
         found = train(progress, Denoising(frames, progress.dig.descriptor), self.config, task, self.name)
         row = {"stage": self.name, "frames": len(frames), "ess": shares, **_last(found)}
         return dataclasses.replace(
@@ -159,17 +165,35 @@ class Physics:
             return frames, len(frames)
         if progress.frames is not None and progress.frames.force is not None:
             return progress.frames, 0
-        energy, count = task.needed_energy(), max(2, self.draws // (_RELAXING + 2))
-        start = draw(dig, energy, count, seed=task.seed + 1000, progress=task.progress)
-        alive = torch.isfinite(start.log_target)
-        if not bool(alive.any()):
-            raise IncompatibleError(f"none of {count} draws of the model has a finite energy: pass structures= to look at instead.")
-        seeds = {name: x[alive].double() for name, x in start.state.items()}
-        frames, evaluations = relax(dig, energy, seeds, _HOT, _RELAXING, task.seed)
+        file = None if task.directory is None else task.directory / "chains.frames"
+        if file is not None and file.exists():
+            frames = read_frames(file)
+        else:
+            frames = self._chains(dig, task)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_frames(file, frames)
+        return frames, self._count * (_RELAXING + 2)
+
+    @property
+    def _count(self) -> int:
+        return max(2, self.draws // (_RELAXING + 2))
+
+    def _chains(self, dig: DiG, task: Task) -> Frames:
+        """Frames of hot chains, each with the force of the target."""
+        energy = task.needed_energy()
+        start = draw(dig, energy, self._count, seed=task.seed + 1000, progress=task.progress)
+        alive = torch.isfinite(start.log_target).nonzero()[:, 0]
+        if not len(alive):
+            raise IncompatibleError(f"none of {len(start)} draws of the model has a finite energy: pass structures= to look at.")
+        # Another takes the place of a draw without an energy.
+        chosen = alive[torch.arange(len(start)) % len(alive)]
+        seeds = {name: x[chosen].double() for name, x in start.state.items()}
+        frames, _ = relax(dig, energy, seeds, _HOT, _RELAXING, task.seed)
         # The chains know the force of their own law, which is this much of the target's and the rest of the prior's.
         _, prior = prior_law(dig.process, frames.state)
         force = {name: (f - (1 - _HOT) * prior[name].float()) / _HOT for name, f in (frames.force or {}).items()}
-        return Frames(frames.state, force), count + evaluations
+        return Frames(frames.state, force)
 
 
 def train(progress: Progress, objective: Objective, config: LoopConfig, task: Task, label: str) -> LoopResult:

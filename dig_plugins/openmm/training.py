@@ -40,8 +40,8 @@ from .energy import OpenMMEnergy
 __all__ = ["Fitted", "fit", "fit_files", "internal_model"]
 
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600, "hours": 3600, "d": 86400}
-_SHARE = 0.15  # of the budget for the population
-_VISITS = 300  # evaluations a walker: some 20 rungs of 12 moves, and the harvest
+_SHARE = 0.2  # of the budget for the population
+_VISITS = 400  # evaluations a walker: some 15 rungs of 12 moves, and the harvest
 
 
 class Fitted(NamedTuple):
@@ -209,7 +209,7 @@ class _Plan:
                 return _between(share * left / sizes["draw"], 2000, 3_000_000)
 
             rounds = [(draws(0.06), steps(0.12)), (draws(0.24), steps(0.30))]
-            least = _between(0.02 * left / sizes["energy"], 1000, 200_000)  # a frame takes four energies
+            least = _between(0.1 * left / (20 * sizes["energy"]), 1000, 200_000)  # twenty energies a frame
             self._keep("rest", {"denoise": steps(0.18), "reweight": rounds, "least": least})
         return self.held["rest"]
 

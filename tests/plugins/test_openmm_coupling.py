@@ -14,7 +14,7 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 openmm = pytest.importorskip("openmm")
 from openmm import app  # noqa: E402
 
-from dig_plugins.openmm.decouple import COUPLINGS, decouple  # noqa: E402
+from dig_plugins.openmm.coupling import COUPLINGS, decouple  # noqa: E402
 
 ALA2 = Path(dig_plugins.__file__).parent / "models" / "alanine-dipeptide.pdb"
 SOLUTE = range(22)
