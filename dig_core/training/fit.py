@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..energy import Energy
 from ..errors import CheckpointError, IncompatibleError
 from ..files import write_atomically
-from .frames import read_frames, write_frames
+from .frames import read_frames, with_forces, write_frames
 from .losses import Frames
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def fit(
 
     Parameters
     ----------
-    energy: reduced energy of structures; needed by the stages that weigh samples.
+    energy: reduced energy of structures; needed by the stages that weigh samples. Frames without forces get them from it, one
+        evaluation each: with both, data and energy are learned from together.
     frames, validation: data in the coordinates of ``dig``, as :func:`~dig_core.training.frames.frames_of` makes them.
 
     Raises
@@ -102,6 +103,7 @@ def fit(
         if place is not None and (place / f"{stem}.json").exists():
             here = _read(place, stem, dig)
             continue
+        here = _informed(here, energy)
         task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress, watch)
         try:
             here = stage.run(here, task)
@@ -113,6 +115,21 @@ def fit(
             _write(place, stem, here)
         watch(here)
     return here
+
+
+def _informed(progress: Progress, energy: Energy | None) -> Progress:
+    """``progress`` with forces in its data, where there is an energy to ask."""
+    spent = 0
+
+    def informed(frames: Frames | None) -> Frames | None:
+        nonlocal spent
+        if energy is None or frames is None or frames.force is not None:
+            return frames
+        spent += len(frames)
+        return with_forces(progress.dig.coordinates, progress.dig.descriptor, frames, energy)
+
+    frames, validation = informed(progress.frames), informed(progress.validation)
+    return replace(progress, frames=frames, validation=validation, evaluations=progress.evaluations + spent)
 
 
 def _write(place: Path, stem: str, progress: Progress) -> None:
