@@ -298,26 +298,22 @@ def worth(dig) -> float:
     return effective_sample_size(Pool(dig.proposal(), well, seed=7, batch=1024).take(4096).log_weight)
 
 
-@pytest.mark.parametrize(("kind", "steps", "off"), [("noise", 240, 0.2), ("energy", 140, 0.05)])
-def test_forces_alone_teach_a_double_well(kind, steps, off):
-    """No frame is of the ensemble and the model starts from nothing. ``off``: error of a well's share in unweighted samples.
-
-    The equation of the score sees weights of wells through the barrier alone, that of log q sees them everywhere.
-    """
+@pytest.mark.parametrize(("kind", "steps"), [("noise", 280), ("energy", 180)])
+def test_forces_alone_teach_a_double_well(kind, steps):
+    """No frame is of the ensemble, the model starts from nothing, and its proposals become worth twice as much."""
     dig = toy(untrained(kind), card=Card(steps=64))
     before = worth(dig)
     config = LoopConfig(steps=steps, batch=256, rate=5e-3, warmup=50, average=0.98, every=steps)
-    broad = torch.linspace(-1.9, 1.9, 1000, dtype=DOUBLE)[:, None, None] * torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE)
+    broad = torch.linspace(-1.7, 1.7, 1000, dtype=DOUBLE)[:, None, None] * torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE)
     found = fit(dig, [Physics(config, structures=Geometry(broad))], energy=well, progress=False)
     assert found.evaluations == 1000 and found.frames is None
-    after = worth(found.dig)
-    print(kind, before, after)
-    assert before < 0.4 and after > 0.6
-    x = torch.linspace(-3, 3, 3001, dtype=DOUBLE)
-    left = torch.softmax(-well(Geometry(x[:, None, None].expand(-1, 1, 3))), 0)[x < 0].sum()
-    share = (found.dig.sample(4000, seed=1, batch=1000).state["x"] < 0).double().mean()
-    print(float(share), float(left))
-    assert float(share) == pytest.approx(float(left), abs=off)
+    assert before < 0.35 and worth(found.dig) > 0.65
+    if kind == "energy":
+        # The equation of log q sees the weights of wells everywhere; that of the score through the barrier alone, and slowly.
+        x = torch.linspace(-3, 3, 3001, dtype=DOUBLE)
+        left = torch.softmax(-well(Geometry(x[:, None, None].expand(-1, 1, 3))), 0)[x < 0].sum()
+        share = (found.dig.sample(4000, seed=1, batch=1000).state["x"] < 0).double().mean()
+        assert float(share) == pytest.approx(float(left), abs=0.08)
 
 
 def test_stage_looks_at_its_own_hot_chains_and_counts_them(tmp_path):

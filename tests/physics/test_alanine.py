@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("openmm")
+from openmm import app
 
 from dig_core.montecarlo.analysis import Estimate, block_average, free_energy_profile
 from dig_plugins import models
 from dig_plugins.openmm.convert import reduced_unit, to_geometry
 from dig_plugins.openmm.montecarlo import DiGMonteCarlo
 from dig_plugins.openmm.observables import LEFT_HANDED, backbone_dihedrals, dipeptide_observables
-from dig_plugins.openmm.systems import model_system
+from dig_plugins.openmm.systems import ModelSystem, model_system
 
 NAME = "alanine-dipeptide"
 REFERENCE = np.load(Path(models.__file__).with_name(f"{NAME}-reference.npz"))
@@ -80,3 +81,43 @@ def test_long_chains_agree_with_parallel_tempering(md_steps, proposals, blocks):
     assert np.any(low & (here.centres > LEFT_HANDED[0]) & (here.centres < LEFT_HANDED[1])), (
         "both visit the left-handed region"
     )
+
+
+@pytest.mark.slow
+def test_constrained_chains_agree_with_constrained_dynamics():
+    """Bonds to hydrogens rigid, the usual script. Dynamics hardly reaches phi > 0, so averages are of phi < 0."""
+    topology, _, positions, temperature = model_system(NAME)
+    entry = models.index()[NAME]
+    system = app.ForceField(*entry["force_field"]).createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds)
+    rigid = ModelSystem(topology, system, positions, temperature)
+    chain = DiGMonteCarlo(rigid.simulation(seed=3, platform="Reference"), models.load(NAME), md_steps=0, proposals=256, seed=3)
+    chain.step(10)
+    proposed = np.concatenate([chain.step().positions for _ in range(160)])
+    assert chain.statistics.acceptance > 0.4
+    dynamics, states = rigid.simulation(seed=4, timestep=2.0, friction=2.0, platform="Reference"), []
+    for _ in range(8000):
+        dynamics.step(200)
+        states.append(dynamics.context.getState(positions=True).getPositions(asNumpy=True)._value)
+    z = {}
+    held, moved = (conditional(topology, x) for x in (np.array(states[200:]), proposed))
+    for name, (mean, error) in held.items():
+        if error > 0 and not name.startswith(_RIGID):
+            z[name] = (moved[name][0] - mean) / np.hypot(moved[name][1], error)
+    assert len(z) > 20 and max(map(abs, z.values())) < 4 and np.square([*z.values()]).mean() < 2, z
+
+
+_RIGID = ("bond ALA.N-ALA.H", "region left")
+
+
+def conditional(topology, positions: np.ndarray, blocks: int = 40) -> dict[str, tuple[float, float]]:
+    """Averages over the structures with phi < 0, with errors from blocks of the whole."""
+    series = dipeptide_observables(topology, positions)
+    chosen = backbone_dihedrals(topology).measure(positions)[0][:, 0] < 0
+    length, found = len(positions) // blocks, {}
+    count = chosen[: blocks * length].reshape(blocks, length).sum(1)
+    for name, x in series.items():
+        total = (x * chosen)[: blocks * length].reshape(blocks, length).sum(1)
+        mean = total.sum() / count.sum()
+        residual = total - mean * count
+        found[name] = (mean, float(residual.std(ddof=1) * np.sqrt(blocks) / count.sum()))
+    return found
