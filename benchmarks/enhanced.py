@@ -1,4 +1,4 @@
-"""Against knowing the answer: well-tempered metadynamics and OPES on phi, given the same processor time. A quarter of an hour.
+"""Against knowing the answer: well-tempered metadynamics and OPES on phi, given the same processor time. Ten minutes.
 
 Not part of ``make bench`` for its length. Both are told the slow coordinate; the model was not, but was trained beforehand.
 """
@@ -19,7 +19,7 @@ from dig_plugins.openmm.montecarlo import DiGMonteCarlo
 from dig_plugins.openmm.observables import LEFT_HANDED, backbone_dihedrals
 from dig_plugins.openmm.systems import ModelSystem, model_system
 
-SECONDS, REPEATS = 40, 8
+SECONDS, REPEATS = 25, 6
 STRIDE = 250  # MD steps of 2 fs between two deposits
 WIDTH = 0.2  # rad, of a kernel
 BARRIER = 40.0  # kJ/mol that the bias may make up for
