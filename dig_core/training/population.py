@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..energy import Energy
+from ..errors import IncompatibleError
 from ..files import write_atomically
 from ..montecarlo.analysis import effective_sample_size, normalised_weights
 from ..random import Streams
@@ -45,7 +46,8 @@ class Population:
     walkers cross barriers, as in Hukushima and Iba, doi:10.1063/1.1632130. Training on the model's own exact weights
     afterwards (:class:`~dig_core.training.stages.Reweight`) removes what bias a finite population leaves.
 
-    ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. ``cap``: kT above the
+    ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. Raises
+    IncompatibleError for a harvest without frames. ``cap``: kT above the
     best structure so far from which energies count only logarithmically on the way; the number of coordinates if None.
     """
 
@@ -57,6 +59,10 @@ class Population:
     stride: int = 20
     cap: float | None = None
     name: str = field(default="population", init=False)
+
+    def __post_init__(self):
+        if not 0 < self.stride <= self.harvest:
+            raise IncompatibleError(f"expected a harvest of at least stride = {self.stride} moves, got {self.harvest}.")
 
     def run(self, progress: Progress, task: Task) -> Progress:
         """``progress`` with frames of the target and their forces; the model is left as it is."""

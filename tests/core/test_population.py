@@ -16,7 +16,11 @@ from dig_core.score import NoiseScore
 from dig_core.testing import LawEnergy, toy
 from dig_core.training.basins import langevin_step
 from dig_core.training.fit import Progress, Task, fit
-from dig_core.training.population import Population
+from dig_core.training.frames import with_forces
+from dig_core.training.loop import LoopConfig
+from dig_core.training.losses import Frames
+from dig_core.training.population import Population, spread_out
+from dig_core.training.stages import Reweight
 from dig_core.types import Geometry
 
 PROCESS = Joint(flat=Diffusion(Euclidean(1), LogSNR(6.0, -6.0)), turn=Diffusion(Torus(1), Geometric(0.05, 3.5)))
@@ -68,7 +72,7 @@ def test_frames_are_of_the_target():
 
 
 def test_forces_are_those_of_the_target():
-    frames = fit(fresh(), [Population(500, 4, harvest=4)], energy=LawEnergy(EXACT), seed=1, progress=False).frames
+    frames = fit(fresh(), [Population(500, 4, harvest=4, stride=2)], energy=LawEnergy(EXACT), seed=1, progress=False).frames
     for name, x in frames.state.items():
         assert torch.allclose(frames.force[name].double(), EXACT.laws[name].score(x.double()), atol=2e-3, rtol=2e-3)
 
@@ -128,6 +132,32 @@ def test_langevin_steps_keep_their_law():
     flat, turn = state["flat"][:, 0], state["turn"][:, 0]
     for value, exact, spread in ((flat**2, 1.182, 0.6), (torch.cos(turn), wanted()["cos"], 0.75), ((flat < 0) * 1.0, 0.3, 0.46)):
         assert abs(float(value.mean()) - exact) < 4.5 * spread / math.sqrt(20_000)
+
+
+def test_spreading_leaves_weights_of_states_and_fills_their_basins():
+    """Two structures, a hundred times each, become their wells, as many frames each."""
+    few = Frames({"flat": torch.tensor([[-1.2], [1.0]]).repeat(100, 1), "turn": torch.full((200, 1), 0.5)})
+    energy = Counted(LawEnergy(EXACT))
+    found, spent = spread_out(fresh(), energy, few, 4000, seed=1, stride=10)
+    flat, turn = found.state["flat"][:, 0], found.state["turn"][:, 0]
+    assert len(found) == 4000 and spent == energy.asked == 200 * 201 and float((flat < 0).double().mean()) == 0.5
+    assert float(flat[flat > 0].var()) == pytest.approx(0.05, rel=0.25) and float(turn.var()) == pytest.approx(0.15, rel=0.25)
+
+
+def test_reweighting_that_is_worth_little_is_spread_beside_the_frames_at_hand():
+    dig, energy = fresh(), Counted(LawEnergy(EXACT))
+    state = {name: law.sample(300, torch.Generator().manual_seed(1)).float() for name, law in LAW.items()}
+    frames = with_forces(dig.coordinates, dig.descriptor, Frames(state), LawEnergy(EXACT))
+    stage = Reweight(400, config=LoopConfig(steps=5, batch=32, every=5), least=1000)
+    run = fit(dig, [stage], energy=energy, frames=frames, seed=1, progress=False)
+    assert len(run.frames) >= 1300 and run.evaluations == energy.asked
+    enough = Reweight(400, config=LoopConfig(steps=5, batch=32, every=5), least=2)
+    assert len(fit(fresh(), [enough], energy=energy, frames=frames, seed=1, progress=False).frames) < 400
+
+
+def test_a_harvest_has_at_least_one_frame():
+    with pytest.raises(IncompatibleError, match="harvest of at least stride = 20 moves, got 4"):
+        Population(harvest=4)
 
 
 def test_an_energy_is_needed():
