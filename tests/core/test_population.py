@@ -139,9 +139,9 @@ def test_spreading_leaves_weights_of_states_and_fills_their_basins():
     few = Frames({"flat": torch.tensor([[-1.2], [1.0]]).repeat(100, 1), "turn": torch.full((200, 1), 0.5)})
     energy = Counted(LawEnergy(EXACT))
     found, spent = spread_out(fresh(), energy, few, 4000, seed=1, stride=10)
-    flat, turn = found.state["flat"][:, 0], found.state["turn"][:, 0]
+    flat = found.state["flat"][:, 0]
     assert len(found) == 4000 and spent == energy.asked == 200 * 201 and float((flat < 0).double().mean()) == 0.5
-    assert float(flat[flat > 0].var()) == pytest.approx(0.05, rel=0.25) and float(turn.var()) == pytest.approx(0.15, rel=0.25)
+    assert float(flat[flat > 0].var()) == pytest.approx(0.05, rel=0.25)
 
 
 def test_reweighting_that_is_worth_little_is_spread_beside_the_frames_at_hand():
