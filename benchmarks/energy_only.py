@@ -1,4 +1,4 @@
-"""Training from an energy alone: planar wells, Mueller-Brown, a temperature sweep, alanine dipeptide. Forty-five minutes.
+"""Training from an energy alone: planar wells, Mueller-Brown, a temperature sweep, alanine dipeptide. Half an hour.
 
 Not part of ``make bench`` for its length. No structure of the ensemble is given to any training here.
 """
@@ -126,7 +126,7 @@ def dipeptide(options: Options) -> tuple[list[Figure], list[Table]]:
     with tempfile.TemporaryDirectory() as place:
         found = fit_molecule(
             system.system, system.topology, system.temperature, positions=system.positions, out=place, seed=options.seed,
-            budget="30min" if not options.quick else "20s", progress=False,
+            budget="20min" if not options.quick else "20s", progress=False,
         )  # fmt: skip
     energy = OpenMMEnergy(system.system, system.temperature)
     one, four = (weights(found.dig, energy, options, paths=paths) for paths in (1, 4))
