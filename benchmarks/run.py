@@ -10,7 +10,7 @@ from pathlib import Path
 from common import HERE, RESULTS
 from page import PAGE, write_page
 
-SCRIPTS = ("startup", "density", "proposals", "rates", "exactness")
+SCRIPTS = ("startup", "density", "proposals", "rates", "exactness", "overheads")
 
 
 def main() -> None:

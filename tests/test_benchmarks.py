@@ -23,7 +23,7 @@ def test_quick_run_makes_every_result_and_the_page(tmp_path):
     done = python("benchmarks/run.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     records = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(records) == {"density", "exactness", "proposals", "rates", "startup"}
+    assert set(records) == {"density", "exactness", "overheads", "proposals", "rates", "startup"}
     page = (tmp_path / "RESULTS.md").read_text()
     for record in records.values():
         assert record["quick"] and record["figures"] and record["machine"]["processor"]
