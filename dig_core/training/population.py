@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Population", "spread_out"]
 
+_FEW = 30  # ancestors
+
 
 @dataclass(frozen=True)
 class Population:
@@ -47,8 +49,8 @@ class Population:
     afterwards (:class:`~dig_core.training.stages.Reweight`) removes what bias a finite population leaves.
 
     ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. Raises
-    IncompatibleError for a harvest without frames. ``cap``: kT above the
-    best structure so far from which energies count only logarithmically on the way; the number of coordinates if None.
+    IncompatibleError for a harvest without frames. ``cap`` / (1 - beta): kT above the best structure so far from which
+    energies count only logarithmically on the way; the number of coordinates if None.
     """
 
     walkers: int = 4096
@@ -74,11 +76,15 @@ class Population:
         while here.beta < 1 and len(here.history) < self.rungs:
             here = here.rung(dig, energy, self, cap, task.seed + len(here.history))
             bar.update(here.beta - bar.n)
-            log.info("rung %(rung)d: beta %(beta).3g, acceptance %(acceptance).2f, families %(families).3f", here.history[-1])
+            log.info("rung %(rung)d: beta %(beta).3g, acceptance %(acceptance).2f, families %(families).4f", here.history[-1])
             if place is not None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 here.write(place)
         bar.close()
+        families = here.history[-1]["families"] * self.walkers
+        if families < _FEW:
+            text = "all walkers descend from %d of the first %d, so that weights of states are rough: take more walkers, or moves."
+            log.warning(text, families, self.walkers)
         frames, spent = here.harvest(dig, energy, self.harvest, self.stride, task.seed + 10_000)
         row = {"stage": self.name, "frames": len(frames), "families": here.history[-1]["families"], "rungs": here.history}
         return dataclasses.replace(
@@ -108,7 +114,7 @@ class _Walkers(NamedTuple):
 
     def law(self, dig: DiG, beta: float, top: float, cap: float) -> Tensor:
         """(n,) log of the law at ``beta``; energies are as they are at the target itself."""
-        log_target = self.log_target if beta == 1 else softened(self.log_target, top, cap)[0]
+        log_target = _softened(self.log_target, beta, top, cap)[0]
         log_prior, _ = prior_law(dig.process, self.state)
         return torch.where(torch.isfinite(log_target), beta * log_target + (1 - beta) * log_prior, -math.inf)
 
@@ -205,12 +211,15 @@ def _target(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:
 
 def _at(dig: DiG, state: State, log_target: Tensor, force: Tangent, beta: float, top: float, cap: float) -> tuple[Tensor, Tangent]:
     """Log of the law at ``beta`` and its gradient."""
-    if beta == 1:
-        return log_target, force
-    soft, scale = softened(log_target, top, cap)
+    soft, scale = _softened(log_target, beta, top, cap)
     log_prior, prior = prior_law(dig.process, state)
     slope = {k: beta * f * scale.reshape(-1, *[1] * (f.dim() - 1)) + (1 - beta) * prior[k] for k, f in force.items()}
     return torch.where(torch.isfinite(soft), beta * soft + (1 - beta) * log_prior, -math.inf), slope
+
+
+def _softened(log_target: Tensor, beta: float, top: float, cap: float) -> tuple[Tensor, Tensor]:
+    """What counts of the target at ``beta``. The cap rises without bound: a fixed one would leave room, and walkers, above it."""
+    return softened(log_target, top, cap / (1 - beta)) if beta < 1 else (log_target, torch.ones_like(log_target))
 
 
 def _widths(slope: Tangent) -> Tangent:
