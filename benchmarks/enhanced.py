@@ -47,7 +47,13 @@ def measure(options: Options) -> Findings:
         rows.append([name, round(float(np.mean(values)), 5), round(float(np.std(values, ddof=1)), 5), round(off[name], 3)])
     rows.append(["parallel tempering, the reference", round(exact, 5), round(error, 5), round(error / exact, 3)])
     best = min(("metadynamics", "OPES"), key=off.get)
+    spread = {name: float(np.std(values, ddof=1) / np.mean(values)) if np.mean(values) else math.inf for name, values in found.items()}
+    tight = min(("metadynamics", "OPES"), key=spread.get)
     figures = [
+        Figure(
+            "relative deviation of p(phi > 0) between runs, ratio of metadynamics or OPES to DiG", spread[tight] / spread["DiG"], "x",
+            None, 1.0, None, True, tight, f"{number(spread['DiG'])} and {number(spread[tight])}; what the reference's error does not blur.",
+        ),
         Figure(
             "error of ln p(phi > 0), ratio of metadynamics or OPES to DiG, same processor time", off[best] / off["DiG"],
             "x", None, 1.0, None, True, best, f"{seconds} CPU-s each, {len(found['DiG'])} runs; r.m.s. errors {number(off['DiG'])} "

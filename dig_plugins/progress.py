@@ -57,7 +57,8 @@ def _stages(axes, history: Sequence[Mapping]) -> None:
     axes.axis("off")
     lines = []
     for stage in history:
-        told = [f"{key} {value:.3g}" for key, value in stage.items() if isinstance(value, (int, float))]
+        numbers = {key: value for key, value in stage.items() if isinstance(value, (int, float))}
+        told = [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.3g}" for key, value in numbers.items()]
         told += [f"raw ESS {', '.join(f'{share:.0%}' for share in stage['ess'])}"] if "ess" in stage else []
         lines.append(f"{stage.get('stage', '?')}: {', '.join(told)}")
     axes.text(0, 1, "\n".join(lines) or "no stage has finished yet", va="top", fontsize=8, transform=axes.transAxes, wrap=True)
