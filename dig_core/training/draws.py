@@ -20,7 +20,7 @@ from .losses import Frames
 if TYPE_CHECKING:
     from ..dig import DiG
 
-__all__ = ["Draws", "Reweighted", "draw", "prior_law", "reweighted_frames", "softened", "target_law"]
+__all__ = ["Draws", "Reweighted", "draw", "prior_law", "resampled", "reweighted_frames", "softened", "target_law"]
 
 
 class Draws(NamedTuple):
@@ -58,9 +58,7 @@ class Draws(NamedTuple):
 
     def frames(self, process: Joint, beta: float, n: int, seed: int) -> Frames:
         """``n`` frames of that law with its forces, resampled systematically: a draw as often as its raw weight says."""
-        share = torch.from_numpy(np.asarray(normalised_weights(self.log_weight(beta))))
-        edges = (torch.arange(n) + float(Streams(seed, [0]).uniform(1))) / n
-        chosen = torch.searchsorted(share.cumsum(0).clamp(max=1.0), edges.double()).clamp(max=len(self) - 1)
+        chosen = resampled(self.log_weight(beta), n, float(Streams(seed, [0]).uniform(1)))
         state = {name: x[chosen] for name, x in self.state.items()}
         force = {name: f[chosen] for name, f in self.force.items()}
         if beta < 1:
@@ -85,6 +83,13 @@ def draw(
         parts.append((state, force, torch.where(possible, log_target, -math.inf), log_prior, torch.where(possible, log_q, 0.0)))
     states, forces, *logs = zip(*parts, strict=True)
     return Draws(_joined(states), _joined(forces), *(torch.cat(part) for part in logs))
+
+
+def resampled(log_weight: Tensor, n: int, shift: float) -> Tensor:
+    """(n,) indices, each as often as its raw weight says: systematic resampling, ``shift`` in [0, 1)."""
+    share = torch.from_numpy(np.asarray(normalised_weights(log_weight)))
+    edges = (torch.arange(n) + shift) / n
+    return torch.searchsorted(share.cumsum(0).clamp(max=1.0), edges.double()).clamp(max=len(share) - 1)
 
 
 def softened(log_target: Tensor, top: float, cap: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
@@ -18,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..energy import Energy
-from ..errors import IncompatibleError
+from ..errors import IncompatibleError, StateError
 from ..files import write_atomically
-from ..montecarlo.analysis import effective_sample_size, normalised_weights
+from ..montecarlo.analysis import effective_sample_size
 from ..random import Streams
 from ..types import State, Tangent
 from .basins import langevin_step
-from .draws import prior_law, softened, target_law
+from .draws import prior_law, resampled, softened, target_law
 from .fit import Progress, Task
 from .losses import Frames
 
@@ -48,9 +47,9 @@ class Population:
     walkers cross barriers, as in Hukushima and Iba, doi:10.1063/1.1632130. Training on the model's own exact weights
     afterwards (:class:`~dig_core.training.stages.Reweight`) removes what bias a finite population leaves.
 
-    ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. Raises
-    IncompatibleError for a harvest without frames. ``cap`` / (1 - beta): kT above the best structure so far from which
-    energies count only logarithmically on the way; the number of coordinates if None.
+    ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. ``cap`` / (1 - beta):
+    kT above the best structure so far from which energies count only logarithmically on the way; the number of coordinates
+    if None. Raises IncompatibleError for a harvest without frames, StateError if ``rungs`` do not reach the target.
     """
 
     walkers: int = 4096
@@ -81,6 +80,11 @@ class Population:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 here.write(place)
         bar.close()
+        if here.beta < 1:
+            raise StateError(
+                f"the population is at beta = {here.beta:.3g} after {self.rungs} rungs, expected 1: its walkers are not of the target. "
+                "Take more rungs, more moves or a lower floor."
+            )
         families = here.history[-1]["families"] * self.walkers
         if families < _FEW:
             text = "all walkers descend from %d of the first %d, so that weights of states are rough: take more walkers, or moves."
@@ -113,7 +117,7 @@ class _Walkers(NamedTuple):
         return cls(state, log_target, force, torch.arange(n), 0.0, float(log_target.max()), 0.3, n, [])
 
     def law(self, dig: DiG, beta: float, top: float, cap: float) -> Tensor:
-        """(n,) log of the law at ``beta``; energies are as they are at the target itself."""
+        """(n,) log of the law at ``beta``."""
         log_target = _softened(self.log_target, beta, top, cap)[0]
         log_prior, _ = prior_law(dig.process, self.state)
         return torch.where(torch.isfinite(log_target), beta * log_target + (1 - beta) * log_prior, -math.inf)
@@ -128,10 +132,8 @@ class _Walkers(NamedTuple):
             return self.law(dig, beta, top, cap) - now
 
         beta = _furthest(weights, self.beta, options.floor)
-        share = torch.from_numpy(np.asarray(normalised_weights(weights(beta))))
-        n = len(share)
-        edges = (torch.arange(n) + float(Streams(seed, [1]).uniform(1))) / n
-        chosen = torch.searchsorted(share.cumsum(0).clamp(max=1.0), edges.double()).clamp(max=n - 1)
+        n = len(self.log_target)
+        chosen = resampled(weights(beta), n, float(Streams(seed, [1]).uniform(1)))
         there = self._replace(
             state={k: x[chosen] for k, x in self.state.items()}, force={k: x[chosen] for k, x in self.force.items()},
             log_target=self.log_target[chosen], family=self.family[chosen], beta=beta, top=top,
@@ -211,6 +213,8 @@ def _target(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:
 
 def _at(dig: DiG, state: State, log_target: Tensor, force: Tangent, beta: float, top: float, cap: float) -> tuple[Tensor, Tangent]:
     """Log of the law at ``beta`` and its gradient."""
+    if beta == 1:
+        return log_target, force
     soft, scale = _softened(log_target, beta, top, cap)
     log_prior, prior = prior_law(dig.process, state)
     slope = {k: beta * f * scale.reshape(-1, *[1] * (f.dim() - 1)) + (1 - beta) * prior[k] for k, f in force.items()}

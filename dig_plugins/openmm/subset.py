@@ -21,7 +21,7 @@ from .energy import _ACCELERATORS, OpenMMEnergy
 
 __all__ = ["EnvironmentPool", "SubsetEnergy", "check_environment", "check_subset", "subtopology", "unwrap"]
 
-_SMALL = 500
+_SMALL = 500  # particles
 _LIQUID = 5.0  # atoms a nm^3: water has 100, liquid argon 21, any gas at 1 bar less than 0.2
 
 

@@ -10,7 +10,7 @@ import torch
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus
 from dig_core.dig import Card
 from dig_core.energy import AnalyticScore, GaussianMixture, WrappedMixture
-from dig_core.errors import IncompatibleError
+from dig_core.errors import IncompatibleError, StateError
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
 from dig_core.testing import LawEnergy, toy
@@ -158,6 +158,11 @@ def test_reweighting_that_is_worth_little_is_spread_beside_the_frames_at_hand():
 def test_a_harvest_has_at_least_one_frame():
     with pytest.raises(IncompatibleError, match="harvest of at least stride = 20 moves, got 4"):
         Population(harvest=4)
+
+
+def test_walkers_that_have_not_arrived_give_no_frames():
+    with pytest.raises(StateError, match="after 1 rungs, expected 1"):
+        fit(fresh(), [Population(300, 2, floor=0.9, rungs=1)], energy=LawEnergy(EXACT), seed=1, progress=False)
 
 
 def test_an_energy_is_needed():

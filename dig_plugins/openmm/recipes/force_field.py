@@ -19,6 +19,8 @@ from dig_core.dig import Card
 from dig_plugins import models
 from dig_plugins.openmm.training import Fitted, fit_files
 
+log = logging.getLogger(__name__)
+
 __all__ = ["MOLECULES", "Molecule", "train"]
 
 
@@ -91,7 +93,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.pop("threads"))
-    print(train(**given))  # noqa: T201 (a script)
+    log.info("%s", train(**given))
 
 
 if __name__ == "__main__":
