@@ -19,6 +19,7 @@ from .proposals import Proposal
 
 __all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "independence_metropolis", "isir"]
 
+_FREE = frozenset({"translation"})  # what a proposal forgets that does not say
 _REFRESH = 2**62  # streams from here on redraw paths of current states; proposals use the indices below
 
 
@@ -172,6 +173,7 @@ class MonteCarlo:
         if scheme not in SCHEMES:
             raise IncompatibleError(f"scheme must be one of {sorted(SCHEMES)}, got {scheme!r}.")
         self.proposal, self.energy, self.seed, self.scheme, self.local = proposal, energy, int(seed), scheme, local
+        self._floating = "translation" in getattr(proposal, "gauge", _FREE)
         self.pool = Pool(proposal, energy, seed=seed, batch=batch)
         self.positions = start.positions.detach().cpu().double().reshape(-1, 3).numpy().copy()
         self.blocks = 0
@@ -186,8 +188,8 @@ class MonteCarlo:
         log_weight = self.log_weight(self.positions)
         candidates = self.pool.take(n)
         path, records = SCHEMES[self.scheme](log_weight, candidates, Streams.chain(self.seed, self.blocks))
-        # Proposals come centred; the chain keeps the centroid that the current state had.
-        shifted = candidates.positions + self.positions.mean(axis=0)
+        # Proposals that forget where they are come centred; the chain keeps the centroid that the current state had.
+        shifted = candidates.positions + (self.positions.mean(axis=0) if self._floating else 0.0)
         visited = np.where((path >= 0)[:, None, None], shifted[path], self.positions)
         self.positions = visited[-1].copy()
         self.blocks += 1

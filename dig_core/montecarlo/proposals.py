@@ -27,7 +27,8 @@ class Proposal(Protocol):
     """Independent proposals for a Monte Carlo chain.
 
     ``draw`` returns Samples with ``log_q``; ``log_q`` estimates the same quantity for given structures. If ``exact``, a
-    chain that accepts with min(1, exp(-u' - log_q' + u + log_q)) samples exp(-u) whatever the model's quality.
+    chain that accepts with min(1, exp(-u' - log_q' + u + log_q)) samples exp(-u) whatever the model's quality. ``gauge``, where
+    a proposal has it, names what it forgets: without "translation" its structures stand where they belong; centred otherwise.
     """
 
     exact: bool
@@ -64,6 +65,11 @@ class PathProposal:
         self.paths = dig.card.paths if paths is None else int(paths)
         if self.paths < 1:
             raise IncompatibleError(f"paths must be at least 1, got {self.paths}.")
+
+    @property
+    def gauge(self) -> frozenset[str]:
+        """What the coordinates forget of a structure."""
+        return self.dig.coordinates.gauge
 
     @torch.no_grad()
     def draw(self, n: int, rng: Streams) -> Samples:

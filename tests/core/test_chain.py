@@ -11,6 +11,7 @@ import torch
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool, Reason, independence_metropolis, isir
 from dig_core.random import Streams
+from dig_core.testing import ALL_PROCESSES, example_model, toy
 from dig_core.types import Geometry, Samples
 
 SCHEMES = {"metropolis": independence_metropolis, "isir": isir}
@@ -521,6 +522,42 @@ def test_chain_keeps_its_centroid(scheme):
 def test_centroid_makes_no_difference():
     visited = [run(chain(start=start_at(1.0, 0.0, c)), 20) for c in ((0.0, 0.0, 0.0), (8.0, 4.0, -2.0))]
     assert np.allclose(points_of(visited[0]), points_of(visited[1]), atol=1e-12)
+
+
+class AnchoredProposal:
+    """One atom about a place in space: where it is belongs to the state, and nothing is forgotten."""
+
+    exact, gauge = True, frozenset()
+    place = torch.tensor([4.0, -2.0, 1.0], dtype=torch.float64)
+
+    def draw(self, n: int, rng: Streams) -> Samples:
+        points = self.place + rng.normal(3, dtype=torch.float64)
+        log_q = normal_log_density(points - self.place, 1.0)
+        return Samples(Geometry(points[:, None]), {"point": points}, log_q, torch.ones(n, dtype=torch.bool), "path")
+
+    def log_q(self, geometry: Geometry, rng: Streams) -> torch.Tensor:
+        return normal_log_density(geometry.positions[:, 0] - self.place, 1.0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_proposals_that_do_not_forget_translations_stay_where_they_are(scheme):
+    """A well of its own centre and width, in absolute space: means and variances are known."""
+    centre, width = AnchoredProposal.place + torch.tensor([0.5, 0.0, -0.5]), 0.8
+
+    def well(geometry: Geometry) -> torch.Tensor:
+        return 0.5 * ((geometry.positions[:, 0] - centre) ** 2).sum(1) / width**2
+
+    monte_carlo = MonteCarlo(AnchoredProposal(), well, Geometry(centre.reshape(1, 1, 3)), seed=SEED, batch=512, scheme=scheme)
+    visited = np.concatenate([monte_carlo.block(5)[0] for _ in range(2000)])[:, 0]
+    means = (visited - centre.numpy()).reshape(40, -1, 3).mean(1)
+    squares = ((visited - centre.numpy()) ** 2).reshape(40, -1, 3).mean(1)
+    assert (abs(means.mean(0)) < 4 * means.std(0, ddof=1) / math.sqrt(40)).all()
+    assert (abs(squares.mean(0) - width**2) < 4 * squares.std(0, ddof=1) / math.sqrt(40)).all()
+
+
+def test_path_proposals_say_what_their_coordinates_forget():
+    model = example_model(x=ALL_PROCESSES[0])
+    assert toy(model).proposal(steps=4).gauge == frozenset()
 
 
 def test_visited_states_are_the_proposals_that_were_accepted():
