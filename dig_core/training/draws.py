@@ -96,11 +96,12 @@ def softened(log_target: Tensor, top: float, cap: float) -> tuple[Tensor, Tensor
     """(n,) a log-density that falls only logarithmically below ``top`` - ``cap``, and what its gradient is multiplied by there.
 
     Overlapping atoms, 1e10 kT up, thus lose their weight as gradually as everything else does when such a law is
-    approached; where the exact one has any weight the two agree.
+    approached; where the exact one has any weight the two agree. Its slope is continuous, so that far out it is a power of
+    the energy: rings close and chains disentangle along a funnel without a scale of its own, and not all at once.
     """
     beyond = (top - log_target - cap).clamp_min(0.0)
-    soft = torch.where(beyond > 0, top - cap - torch.log1p(beyond), log_target)
-    return torch.where(torch.isfinite(log_target), soft, -math.inf), 1 / (1 + beyond)
+    soft = torch.where(beyond > 0, top - cap - cap * torch.log1p(beyond / cap), log_target)
+    return torch.where(torch.isfinite(log_target), soft, -math.inf), cap / (cap + beyond)
 
 
 def target_law(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:

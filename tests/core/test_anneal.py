@@ -281,6 +281,6 @@ def test_softened_law_agrees_where_there_is_weight_and_keeps_its_forces():
     log_target = torch.tensor([-1.0, -4.9, -5.1, -1e10, -math.inf], dtype=torch.float64)
     found = Draws({"x": torch.zeros(5, 1)}, {"x": torch.ones(5, 1)}, log_target, torch.zeros(5), torch.zeros(5)).softened(0.0, 5.0)
     assert found.log_target[:2].tolist() == [-1.0, -4.9] and found.log_target[4] == -math.inf
-    assert float(found.log_target[2]) == pytest.approx(-5 - math.log(1.1)) and -30 < float(found.log_target[3]) < -5
-    slope = [(lambda e: 1 / (1 + max(0.0, -e - 5.0)))(float(e)) for e in log_target[:4]]
+    assert float(found.log_target[2]) == pytest.approx(-5 - 5 * math.log(1.02)) and -120 < float(found.log_target[3]) < -5
+    slope = [5 / (5 + max(0.0, -float(e) - 5.0)) for e in log_target[:4]]
     assert found.force["x"][:4, 0].tolist() == pytest.approx(slope, rel=1e-5)
