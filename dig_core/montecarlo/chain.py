@@ -17,7 +17,7 @@ from ..random import Streams, as_seed
 from ..types import Geometry
 from .proposals import Proposal
 
-__all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "independence_metropolis", "isir"]
+__all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "Statistics", "independence_metropolis", "isir"]
 
 _FREE = frozenset({"translation"})  # what a proposal forgets that does not say
 _REFRESH = 2**62  # streams from here on redraw paths of current states; proposals use the indices below
@@ -55,6 +55,32 @@ class Records(NamedTuple):
     log_alpha: np.ndarray
     accepted: np.ndarray
     reason: np.ndarray
+
+
+_NONE_FAILED = {r.name.lower(): 0 for r in Reason if r}
+
+
+class Statistics(NamedTuple):
+    """Counts since the chain began. ``failed`` maps a reason to how many proposals could not be accepted for it."""
+
+    proposed: int = 0
+    accepted: int = 0
+    longest_rejection_run: int = 0
+    failed: dict[str, int] = _NONE_FAILED
+    current_rejection_run: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        return self.accepted / max(self.proposed, 1)
+
+    def after(self, records: Records) -> Statistics:
+        """These counts with a block's."""
+        run, longest = self.current_rejection_run, self.longest_rejection_run
+        for accepted in records.accepted.tolist():
+            run = 0 if accepted else run + 1
+            longest = max(longest, run)
+        failed = {r.name.lower(): self.failed.get(r.name.lower(), 0) + int((records.reason == r).sum()) for r in Reason if r}
+        return Statistics(self.proposed + len(records.accepted), self.accepted + int(records.accepted.sum()), longest, failed, run)
 
 
 def independence_metropolis(log_weight: float, candidates: Candidates, rng: np.random.Generator) -> tuple[np.ndarray, Records]:

@@ -13,7 +13,7 @@ from openmm import app, unit
 from dig_core.dig import DiG
 from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError
-from dig_core.montecarlo.chain import MonteCarlo, Reason, Records
+from dig_core.montecarlo.chain import MonteCarlo, Records, Statistics
 from dig_core.types import Geometry
 
 from .constraints import BondLift, LiftedEnergy, without_constraints
@@ -26,9 +26,6 @@ __all__ = ["Block", "ContextMove", "Statistics", "model_temperature"]
 _LIFT = 2**31  # separates the random numbers of bond lengths from those of decisions
 
 
-_NONE_FAILED = {r.name.lower(): 0 for r in Reason if r}
-
-
 class Block(NamedTuple):
     """What a block of proposals did: ``positions`` (M, N, 3) nm of the model's atoms, the state after each test; ``records``
     one row a proposal; ``md_positions`` (N, 3) nm, what the block began from."""
@@ -36,29 +33,6 @@ class Block(NamedTuple):
     positions: np.ndarray
     records: Records
     md_positions: np.ndarray
-
-
-class Statistics(NamedTuple):
-    """Counts since the chain began. ``failed`` maps a reason to how many proposals could not be accepted for it."""
-
-    proposed: int = 0
-    accepted: int = 0
-    longest_rejection_run: int = 0
-    failed: dict[str, int] = _NONE_FAILED
-    current_rejection_run: int = 0
-
-    @property
-    def acceptance(self) -> float:
-        return self.accepted / max(self.proposed, 1)
-
-    def after(self, records: Records) -> Statistics:
-        """These counts with a block's."""
-        run, longest = self.current_rejection_run, self.longest_rejection_run
-        for accepted in records.accepted.tolist():
-            run = 0 if accepted else run + 1
-            longest = max(longest, run)
-        failed = {r.name.lower(): self.failed.get(r.name.lower(), 0) + int((records.reason == r).sum()) for r in Reason if r}
-        return Statistics(self.proposed + len(records.accepted), self.accepted + int(records.accepted.sum()), longest, failed, run)
 
 
 class ContextMove:
