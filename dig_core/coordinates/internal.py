@@ -1,5 +1,6 @@
 """Internal coordinates: standardised bonds, angles and sibling torsions (``shape``) and free torsions on a torus (``torsion``).
 
+Behind straight angles (nitriles, alkynes, allenes) the components of the bond in the frame of earlier atoms take their place.
 The map is one to one up to translation, rotation and the labels of equivalent end atoms (methyl hydrogens), which
 :meth:`Internal.pose` draws uniformly. Measure and Jacobian: method of Go and Scheraga, doi:10.1021/ma60052a002.
 """
@@ -17,21 +18,22 @@ from ..errors import IncompatibleError, UnsupportedError
 from ..random import Streams
 from ..system.descriptor import Descriptor
 from ..types import Geometry, State
-from .measure import angle, bond, dihedral, extend
+from .measure import angle, bond, dihedral, offset
+from .placement import levels, place
 from .pose import random_rotations
-from .zmatrix import ZMatrix, build_zmatrix, levels
+from .zmatrix import ZMatrix, build_zmatrix
 
 __all__ = ["Internal"]
 
-BOND, ANGLE, SIBLING = 0, 1, 2
+BOND, ANGLE, SIBLING, ALONG, ASIDE = range(5)
 NARROW = math.radians(100)
-_DEFAULT_WIDTH = (0.03, 0.06, 0.08)  # Angstrom, rad, rad: typical of 300 K, used where nothing better is known
+_DEFAULT_WIDTH = (0.03, 0.06, 0.08, 0.03, 0.08)  # Angstrom or rad: typical of 300 K, used where nothing better is known
 
 
 class Internal(nn.Module):
     """Z-matrix coordinates of one molecule.
 
-    ``shape`` (B, D - T): whitening @ ((bonds, angles, sibling torsions) - centre) / width, Angstrom and radians before;
+    ``shape`` (B, D - T): whitening @ ((bonds, angles, sibling torsions, components) - centre) / width, Angstrom and radians before;
     ``torsion`` (B, T): rotations about bonds in [-pi, pi), a symmetric end group's mean angle times its order.
     Stereocentres keep their sign: a sibling torsion would have to leave its half turn to flip it, and such states,
     like negative bond lengths, are invalid (zero density).
@@ -76,12 +78,7 @@ class Internal(nn.Module):
         count = 2 * zmatrix.n_atoms - 3 + sum(not f for f in zmatrix.free[3:])
         self = cls(zmatrix, torch.zeros(count), torch.ones(count))
         raw, _ = self._measure(descriptor.reference.positions)
-        centre = raw[0].clone()
-        width = torch.tensor([_DEFAULT_WIDTH[k] for k in self.kinds], dtype=torch.float64)
-        for column, atoms in enumerate(self.shape_atoms):
-            for key in (atoms, atoms[::-1]):
-                if standards is not None and key in standards:
-                    centre[column], width[column] = standards[key]
+        centre, width = self._standards(raw[0], standards or {})
         self._refuse_straight(centre)
         return cls(zmatrix, centre, width)
 
@@ -114,7 +111,7 @@ class Internal(nn.Module):
     def decode(self, state: State, descriptor: Descriptor) -> Geometry:
         """(B, N, 3) Angstrom, float64, centroid at the origin, in one fixed orientation. Differentiable."""
         raw = self._raw(state)
-        return Geometry(self._place(raw, self._unfold(raw, state["torsion"].double())))
+        return Geometry(place(self._levels, raw, self._unfold(raw, state["torsion"].double())))
 
     def log_volume(self, state: State, descriptor: Descriptor) -> Tensor:
         """(B,) log|d geometry / d state|, the gauge integrated out. Differentiable."""
@@ -157,62 +154,74 @@ class Internal(nn.Module):
         fresh.centre = torch.tensor([known.get(a, narrow.get(a[0])) for a in fresh.shape_atoms], dtype=torch.float64)
         return fresh
 
+    def _standards(self, reference: Tensor, standards) -> tuple[Tensor, Tensor]:
+        """Centre and width of each column: what is known of it, or the reference and what is typical."""
+        known = {key: value for atoms, value in standards.items() for key in (atoms, atoms[::-1])}
+        centre, width = reference.clone(), torch.tensor([_DEFAULT_WIDTH[k] for k in self.kinds], dtype=torch.float64)
+        for column, (kind, atoms) in enumerate(zip(self.kinds, self.shape_atoms, strict=True)):
+            if kind in (ALONG, ASIDE):
+                value = known.get(atoms[:2])
+                rest, bend = known.get(atoms[:3], (math.pi, _DEFAULT_WIDTH[ANGLE]))
+                length = value[0] if value else float(reference[self._columns[atoms[0]][0]])
+                # Half of an angle that is not quite straight lies to either side.
+                value = value if kind == ALONG else (0.0, length * math.hypot(bend, math.pi - rest))
+            else:
+                value = known.get(atoms)
+            if value is not None:
+                centre[column], width[column] = value
+        return centre, width
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _index(self) -> None:
-        rows, free = self.zmatrix.rows, self.zmatrix.free
+        rows, free, straight = self.zmatrix.rows, self.zmatrix.free, set(self.zmatrix.straight)
         shape: list[tuple[int, tuple[int, ...]]] = []
-        torsions: list[tuple[int, ...]] = []
         for (i, j, k, m), turns in zip(rows, free, strict=True):
+            if i in straight:
+                shape += [(ALONG, (i, j, k, m)), (ASIDE, (i, j, k, m)), (ASIDE, (i, j, k, m))]
+                continue
             if j >= 0:
                 shape.append((BOND, (i, j)))
             if k >= 0:
                 shape.append((ANGLE, (i, j, k)))
             if m >= 0 and not turns:
                 shape.append((SIBLING, (i, j, k, m)))
-            if m >= 0 and turns:
-                torsions.append((i, j, k, m))
         shape.sort(key=lambda item: item[0])
         self.kinds = [kind for kind, _ in shape]
         self.kind_index = torch.tensor(self.kinds)
         self.shape_atoms = [atoms for _, atoms in shape]
-        self.torsion_atoms = torsions
+        self.torsion_atoms = [row for row, turns in zip(rows, free, strict=True) if turns]
         if len(shape) != len(self.centre):
             raise IncompatibleError(f"This z-matrix has {len(shape)} shape coordinates, got centres for {len(self.centre)}.")
-        column = {atoms: number for number, atoms in enumerate(self.shape_atoms)}
-        turn_of = {atoms[0]: number for number, atoms in enumerate(torsions)}
+        self._columns: dict[int, list[int]] = {row[0]: [] for row in rows}
+        for number, atoms in enumerate(self.shape_atoms):
+            self._columns[atoms[0]].append(number)
+        turn_of = {atoms[0]: number for number, atoms in enumerate(self.torsion_atoms)}
         # Rotors: (torsion column, sibling columns); the mean of the three angles is what is diffused.
-        self._rotor_columns = []
-        for rotor in self.zmatrix.rotors:
-            siblings = [c for a, c in column.items() if len(a) == 4 and a[0] in rotor.atoms[1:]]
-            self._rotor_columns.append((turn_of[rotor.atoms[0]], siblings))
-        self._groups = [self._group(group, column, turn_of) for group in levels(self.zmatrix)]
-
-    def _group(self, group, column, turn_of):
-        rows = [self.zmatrix.rows[r] for r in group]
-        atoms = torch.tensor(rows)
-        columns = [[column.get(r[:size], -1) for r in rows] for size in (2, 3, 4)]
-        turns = [turn_of.get(r[0], -1) for r in rows]
-        return atoms, *(torch.tensor(c) for c in (*columns, turns))
+        self._rotor_columns = [
+            (turn_of[rotor.atoms[0]], [self._columns[atom][2] for atom in rotor.atoms[1:]]) for rotor in self.zmatrix.rotors
+        ]
+        self._levels = levels(self.zmatrix, self._columns, turn_of)
 
     def _refuse_straight(self, centre: Tensor) -> None:
         for column, atoms in enumerate(self.shape_atoms):
             if self.kinds[column] == ANGLE and not 0.15 < float(centre[column]) < math.pi - 0.15:
                 raise UnsupportedError(
-                    f"The angle of atoms {atoms} is {math.degrees(float(centre[column])):.0f} degrees: internal coordinates "
-                    "are singular for straight groups (nitriles, alkynes). Use Cartesian coordinates for this molecule."
+                    f"The angle of atoms {atoms} is {math.degrees(float(centre[column])):.0f} degrees, and is not in the reference "
+                    "structure: torsions about it mean nothing. Take a reference in which it is straight, above 160 degrees."
                 )
 
     def _measure(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Raw shape values (B, D - T) and raw torsions (B, T)."""
         values = []
-        for measure, size in ((bond, 2), (angle, 3), (dihedral, 4)):
-            table = [a for a in self.shape_atoms if len(a) == size]
+        for kind, measure in ((BOND, bond), (ANGLE, angle), (SIBLING, dihedral), (ALONG, offset)):
+            table = [atoms for atoms, found in zip(self.shape_atoms, self.kinds, strict=True) if found == kind]
             if table:
                 values.append(measure(positions, table))
-        torsion = positions.new_zeros(len(positions), 0)
-        if self.torsion_atoms:
-            torsion = dihedral(positions, self.torsion_atoms)
+        if self.zmatrix.straight:
+            components = values.pop()
+            values += [components[..., 0], components[..., 1:].flatten(1)]
+        torsion = dihedral(positions, self.torsion_atoms) if self.torsion_atoms else positions.new_zeros(len(positions), 0)
         return torch.cat(values, dim=1), torsion
 
     def _deviation(self, raw: Tensor) -> Tensor:
@@ -261,28 +270,3 @@ class Internal(nn.Module):
         linear = self.width.log().sum() - torch.linalg.slogdet(self.whitening).logabsdet
         constant = math.log(8 * math.pi**2) - 1.5 * math.log(self.zmatrix.n_atoms) + len(self.torsion_atoms) * math.log(TWO_PI)
         return volume + linear + constant
-
-    def _place(self, raw: Tensor, torsion: Tensor) -> Tensor:
-        """Positions from raw values, a level of the z-matrix at a time (Parsons et al., doi:10.1002/jcc.20237)."""
-        batch = len(raw)
-        sites: list[Tensor] = [raw.new_zeros(batch, 3)] * self.zmatrix.n_atoms
-        for atoms, bonds, angles, siblings, turns in self._groups:
-            if int(atoms[0, 1]) < 0:
-                continue
-            length = raw[:, bonds]
-            j = torch.stack([sites[a] for a in atoms[:, 1].tolist()], 1)
-            if int(atoms[0, 2]) < 0:
-                new = j + torch.stack([length, torch.zeros_like(length), torch.zeros_like(length)], -1)
-            else:
-                k = torch.stack([sites[a] for a in atoms[:, 2].tolist()], 1)
-                theta = raw[:, angles]
-                if int(atoms[0, 3]) < 0:
-                    phi, m = torch.zeros_like(theta), k + torch.tensor([0.0, 1.0, 0.0], dtype=raw.dtype)
-                else:
-                    phi = torch.where(turns >= 0, torsion[:, turns], raw[:, siblings]) if torsion.shape[1] else raw[:, siblings]
-                    m = torch.stack([sites[a] for a in atoms[:, 3].tolist()], 1)
-                new = extend(m, k, j, length, theta, phi)
-            for column, atom in enumerate(atoms[:, 0].tolist()):
-                sites[atom] = new[:, column]
-        positions = torch.stack(sites, dim=1)
-        return positions - positions.mean(dim=1, keepdim=True)

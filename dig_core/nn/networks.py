@@ -50,7 +50,7 @@ class InternalGraphormer(nn.Module):
         self.sizes = {"shape": len(shape), "torsion": len(torsions)}
         atoms = [list(a) + [-1] * (4 - len(a)) for a in [*shape, *torsions]]
         self.register_buffer("atoms", torch.tensor(atoms), persistent=False)
-        self.register_buffer("kind", torch.tensor([*self.coordinates.kinds, *[2] * len(torsions)]), persistent=False)
+        self.register_buffer("kind", torch.tensor([*(min(k, 2) for k in self.coordinates.kinds), *[2] * len(torsions)]), persistent=False)
         shared: dict[str, Any] = {name: self.encoder.config[name] for name in ("width", "precision", "seed")}
         self.head = CoordinateHead(features=3, n_coordinates=len(atoms), channels=2, **shared)
 

@@ -10,7 +10,7 @@ import torch
 
 from dig_core.coordinates import Cartesian, Internal
 from dig_core.coordinates.pose import random_rotations
-from dig_core.coordinates.zmatrix import stereo_sign
+from dig_core.coordinates.zmatrix import ZMatrix, stereo_sign
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus, ZeroCentroid
 from dig_core.dig import DiG
 from dig_core.energy import AnalyticScore, GaussianMixture, Springs, WrappedMixture
@@ -22,7 +22,7 @@ from dig_core.testing import Sabotaged, check_coordinates, check_proposal
 from dig_core.types import Geometry
 
 DOUBLE = torch.float64
-RADII = {1: 0.31, 6: 0.76, 7: 0.71, 8: 0.66, 9: 0.57, 17: 1.02, 35: 1.20}
+RADII = {1: 0.31, 6: 0.76, 7: 0.71, 8: 0.66, 9: 0.57, 16: 1.05, 17: 1.02, 35: 1.20}
 PDB = Path(__file__).parents[2] / "dig_plugins/models/alanine-dipeptide.pdb"
 
 MOLECULES = {
@@ -41,10 +41,30 @@ MOLECULES = {
     ),
 }
 
+STRAIGHT = {
+    "acetonitrile": ([6, 6, 7, 1, 1, 1], [(0, 1), (1, 2), (0, 3), (0, 4), (0, 5)], [(0, 1, 2)]),
+    "propyne": ([6, 6, 6, 1, 1, 1, 1], [(0, 1), (1, 2), (0, 3), (0, 4), (0, 5), (2, 6)], [(0, 1, 2), (1, 2, 6)]),
+    "but-2-yne": ([6] * 4 + [1] * 6, [(0, 1), (1, 2), (2, 3)] + [(3 * (i // 3), 4 + i) for i in range(6)], [(0, 1, 2), (1, 2, 3)]),
+    "hexa-2,4-diyne": (
+        [6] * 6 + [1] * 6,
+        [(i, i + 1) for i in range(5)] + [(5 * (i // 3), 6 + i) for i in range(6)],
+        [(i, i + 1, i + 2) for i in range(4)],
+    ),
+    "methyl isocyanate": ([6, 7, 6, 8, 1, 1, 1], [(0, 1), (1, 2), (2, 3), (0, 4), (0, 5), (0, 6)], [(1, 2, 3)]),
+    "benzonitrile": (
+        [6] * 7 + [7] + [1] * 5,
+        [(i, (i + 1) % 6) for i in range(6)] + [(0, 6), (6, 7)] + [(1 + i, 8 + i) for i in range(5)],
+        [(0, 6, 7)],
+    ),
+    "allene": ([6] * 3 + [1] * 4, [(0, 1), (1, 2), (0, 3), (0, 4), (2, 5), (2, 6)], [(0, 1, 2)]),
+    "sulphur hexafluoride": ([16] + [9] * 6, [(0, i) for i in range(1, 7)], [(1, 0, 2), (3, 0, 4), (5, 0, 6)]),
+}
+"""Numbers, bonds and straight angles."""
+
 
 def built(name: str) -> Descriptor:
     """A molecule with a passable shape: bonds, distances of next neighbours and a little room for the rest, relaxed."""
-    numbers, bonds = MOLECULES[name]
+    numbers, bonds, *straight = (MOLECULES | STRAIGHT)[name]
     n = len(numbers)
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE).requires_grad_()
     radius = torch.tensor([RADII[number] for number in numbers])
@@ -59,6 +79,8 @@ def built(name: str) -> Descriptor:
             + 3 * (d - 0.817 * (rest + 1.4))[apart == 2].square().sum()
             + (2.4 - d)[apart > 2].relu().square().sum()
         )
+        for a, b, c in straight[0] if straight else []:
+            strain = strain + 50 * torch.nn.functional.normalize(torch.stack([x[a] - x[b], x[c] - x[b]]), dim=1).sum(0).square().sum()
         optimiser.zero_grad()
         strain.backward()
         optimiser.step()
@@ -103,6 +125,43 @@ def test_internal_coordinates(name):
     descriptor = built(name)
     coordinates = Internal.from_reference(descriptor)
     check_coordinates(coordinates, process_of(coordinates), turned(shaken(descriptor)), descriptor)
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_straight_groups(name):
+    """Round trip, handedness and Jacobian behind straight angles, straight to the last digit and bent by a few degrees."""
+    descriptor = built(name)
+    coordinates = Internal.from_reference(descriptor)
+    assert bool(coordinates.zmatrix.straight)
+    assert len(coordinates.centre) + len(coordinates.torsion_atoms) == 3 * descriptor.n_atoms - 6
+    check_coordinates(coordinates, process_of(coordinates), turned(shaken(descriptor, amplitude=0.05)), descriptor)
+    frames = shaken(descriptor, n=200, amplitude=0.04)
+    whitened = Internal.from_frames(descriptor, frames)
+    check_coordinates(whitened, process_of(whitened), turned(Geometry(frames.positions[:4])), descriptor)
+
+
+def test_a_straight_group_may_bend_either_way():
+    """A nitrogen exactly on the line and displaced from it: components, no singularity, volume that of a plain displacement."""
+    descriptor = built("acetonitrile")
+    coordinates = Internal.from_reference(descriptor, {(1, 2): (1.16, 0.02), (0, 1, 2): (math.pi, 0.07)})
+    aside = torch.tensor(coordinates.kinds) == 4
+    assert coordinates.centre[aside].tolist() == [0, 0] and coordinates.width[aside].tolist() == pytest.approx([0.07 * 1.16] * 2)
+    state, _ = coordinates.encode(descriptor.reference, descriptor)
+    volumes = []
+    for value in (0.0, 1.0, -3.0):
+        state["shape"][:, aside] = value
+        x = coordinates.decode(state, descriptor).positions[0]
+        along, rest = x[1] - x[0], x[2] - x[1]
+        assert float(torch.linalg.cross(along, rest).norm() / along.norm()) == pytest.approx(abs(value) * 0.07 * 1.16 * 2**0.5, abs=1e-9)
+        volumes.append(float(coordinates.log_volume(state, descriptor)))
+    assert max(volumes) - min(volumes) < 1e-12
+
+
+def test_molecules_without_straight_groups_are_described_as_before():
+    """Checkpoints of earlier versions know nothing of them."""
+    config = Internal.from_reference(built("propanol")).zmatrix.config
+    assert config.pop("straight") == []
+    assert ZMatrix.from_config(**config).straight == ()
 
 
 @pytest.mark.parametrize("name", ["water", "cyclopropane"])
@@ -200,7 +259,7 @@ def test_force_field_standards_are_used_from_either_end():
 def test_what_has_no_internal_coordinates_is_refused():
     with pytest.raises(IncompatibleError, match="reference"):
         Internal.from_reference(molecule([8, 1, 1], [(0, 1), (0, 2)]))
-    with pytest.raises(UnsupportedError, match="straight|degrees"):
+    with pytest.raises(UnsupportedError, match="straight line"):
         Internal.from_reference(
             molecule([6, 8, 8], [(0, 1), (0, 2)], positions=[[0.0, 0, 0], [1.2, 0, 0], [-1.2, 0.001, 0]])
         )
