@@ -1,9 +1,11 @@
 """How a state is noised: spaces, schedules, kernels, processes."""
 
+from .lattice import Lattice
 from .processes import Diffusion, Joint, Noised
 from .schedules import Cosine, Geometric, Karras, Linear, LogSNR, Sigmoid
 from .spaces import Euclidean, Torus, ZeroCentroid
 
 __all__ = [
-    "Cosine", "Diffusion", "Euclidean", "Geometric", "Joint", "Karras", "Linear", "LogSNR", "Noised", "Sigmoid", "Torus", "ZeroCentroid",
+    "Cosine", "Diffusion", "Euclidean", "Geometric", "Joint", "Karras", "Lattice", "Linear", "LogSNR", "Noised", "Sigmoid", "Torus",
+    "ZeroCentroid",
 ]  # fmt: skip

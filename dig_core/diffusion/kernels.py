@@ -1,8 +1,7 @@
-"""Conditional densities that can be drawn from: the normal law on a space, the uniform law, and products of them."""
+"""Conditional densities that can be drawn from: normal laws and Brownian motion on a space, the uniform law, products of them."""
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from ..random import Streams
 from ..types import State
-from .spaces import TWO_PI, Space, wrap
+from .spaces import Space
 
-__all__ = ["JointKernel", "Kernel", "Normal", "Uniform", "wrapped_normal_score"]
+__all__ = ["Heat", "JointKernel", "Kernel", "Normal", "Uniform"]
 
 
 class Kernel(Protocol):
@@ -23,9 +22,9 @@ class Kernel(Protocol):
 
 
 class Normal:
-    """Normal law around ``mean`` (B, *shape) with ``variance`` broadcastable to it; wrapped on the torus, projected off the centroid.
+    """The law of exp(mean, v), v normal: ``mean`` (B, *shape), ``variance`` broadcastable to it.
 
-    On the zero-centroid space the variance must be one number a sample: other laws do not stay isotropic there.
+    Wrapped on closed spaces, projected off the centroid.
     """
 
     def __init__(self, space: Space, mean: Tensor, variance: Tensor):
@@ -34,28 +33,36 @@ class Normal:
 
     def sample(self, rng: Streams) -> Tensor:
         noise = rng.normal(*self.space.shape, dtype=self.mean.dtype).to(self.mean.device)
-        return self.space.exp(self.mean, self.variance.sqrt() * noise)
+        return self.space.exp(self.mean, self._step(noise))
 
     def log_prob(self, y: Tensor) -> Tensor:
-        gap = self.space.log(self.mean.double(), y.double())
-        variance = self.variance.double()
-        if self.space.periodic:
-            return (_log_wrapped(gap, variance) + math.log(TWO_PI)).flatten(1).sum(1)
-        quadratic = (gap**2 / variance).flatten(1).sum(1)
-        # The mean over the event carries the log-variance to the subspace's dimension (it is constant where they differ).
-        log_scale = torch.log(TWO_PI * variance).flatten(1).mean(1) * self.space.dim
-        return -0.5 * (quadratic + log_scale)
+        return self._log_density(self.space.log(self.mean.double(), y.double()), self.variance.double())
+
+    def _step(self, noise: Tensor) -> Tensor:
+        return self.variance.sqrt() * noise
+
+    def _log_density(self, gap: Tensor, variance: Tensor) -> Tensor:
+        return self.space.log_normal(gap, variance)
+
+
+class Heat(Normal):
+    """Where Brownian motion from ``mean`` ends, with one ``variance`` a sample: on flat spaces the normal law."""
+
+    def _step(self, noise: Tensor) -> Tensor:
+        return self.space.heat_step(noise, self.variance.sqrt())
+
+    def _log_density(self, gap: Tensor, variance: Tensor) -> Tensor:
+        return self.space.log_heat(gap, variance)
 
 
 class Uniform:
-    """The uniform law of a torus, density one."""
+    """The uniform law of a closed space, density one; ``like`` (B, *shape) gives dtype and device."""
 
     def __init__(self, space: Space, like: Tensor):
         self.space, self.like = space, like
 
     def sample(self, rng: Streams) -> Tensor:
-        angles = TWO_PI * rng.uniform(*self.space.shape) - math.pi
-        return angles.to(self.like)
+        return self.space.uniform(rng).to(self.like)
 
     def log_prob(self, y: Tensor) -> Tensor:
         return torch.zeros(len(y), dtype=torch.float64, device=y.device)
@@ -72,24 +79,3 @@ class JointKernel:
 
     def log_prob(self, y: State) -> Tensor:
         return sum((kernel.log_prob(y[name]) for name, kernel in self.kernels.items()), torch.zeros(1, dtype=torch.float64))
-
-
-def _images(variance: Tensor) -> Tensor:
-    """Whole turns that matter (relative error below 1e-12) for the widest kernel in the batch."""
-    widest = float(variance.max().sqrt()) if variance.numel() else 0.0
-    reach = max(1, math.ceil(7.5 * widest / TWO_PI + 0.5))
-    return TWO_PI * torch.arange(-reach, reach + 1, dtype=variance.dtype, device=variance.device)
-
-
-def _log_wrapped(gap: Tensor, variance: Tensor) -> Tensor:
-    turns = _images(variance)
-    exponents = -0.5 * (gap[..., None] + turns) ** 2 / variance[..., None]
-    return torch.logsumexp(exponents, dim=-1) - 0.5 * torch.log(TWO_PI * variance)
-
-
-def wrapped_normal_score(gap: Tensor, variance: Tensor) -> Tensor:
-    """d/dgap log of the wrapped normal density at ``gap`` = y - mean, elementwise; ``variance`` broadcasts."""
-    variance = variance.expand_as(gap)
-    shifted = wrap(gap)[..., None] + _images(variance)
-    weights = torch.softmax(-0.5 * shifted**2 / variance[..., None], dim=-1)
-    return -(weights * shifted).sum(-1) / variance

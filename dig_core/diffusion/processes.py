@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..random import Streams
 from ..types import State, Tangent
-from .kernels import JointKernel, Kernel, Normal, Uniform, wrapped_normal_score
+from .kernels import Heat, JointKernel, Kernel, Normal, Uniform
 from .schedules import Schedule
 from .spaces import Space
 
@@ -21,8 +21,8 @@ __all__ = ["Diffusion", "Joint", "Noised", "Scale"]
 class Noised(NamedTuple):
     """A noised state, and the noise (article's epsilon) as the regression target: -sigma times the kernel's score.
 
-    ``drawn`` is the noise itself. On a torus it counts whole turns, which its regression target averages over: the mean
-    given x_t is the same, the variance is what reverse kernels need.
+    ``drawn`` is the standard normal noise itself. On a torus it counts whole turns, which its regression target averages over:
+    the mean given x_t is the same, the variance is what reverse kernels need.
     """
 
     state: State
@@ -42,7 +42,8 @@ class Diffusion:
     """Linear diffusion of one component: x_t given x_0 is N(alpha x_0, sigma^2), on any :class:`Space`.
 
     With a variance-preserving schedule this is the article's OU process, with :class:`~.schedules.Geometric` Brownian motion.
-    Times ``t`` are tensors, (B,) or (1,), in [0, 1]. Periodic spaces need alpha = 1 (checked) and have a uniform prior.
+    Times ``t`` are tensors, (B,) or (1,), in [0, 1]. Closed spaces need alpha = 1 (checked) and have a uniform prior; there
+    x_t is Brownian motion from x_0.
     """
 
     def __init__(self, space: Space, schedule: Schedule):
@@ -50,8 +51,8 @@ class Diffusion:
         end = torch.ones(1, dtype=torch.float64)
         if space.periodic and float(schedule.alpha(end)) != 1.0:
             raise IncompatibleError(
-                f"A torus needs a schedule with alpha = 1, such as Geometric; got {type(schedule).__name__}, which pulls "
-                "angles towards zero."
+                f"A {type(space).__name__} needs a schedule with alpha = 1, such as Geometric; got {type(schedule).__name__}, "
+                "which pulls points towards zero."
             )
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ class Diffusion:
         """q(x_t given x_s), s < t (eq. 1)."""
         (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
         ratio = alpha_t / alpha_s
-        return Normal(self.space, ratio * x, (sigma_t**2 - (ratio * sigma_s) ** 2).expand(x.shape))
+        return Heat(self.space, ratio * x, (sigma_t**2 - (ratio * sigma_s) ** 2).expand(x.shape))
 
     def reverse(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor, spread: Tensor) -> Kernel:
         """p(x_s given x_t) on any grid, s < t (eqs 2, 3).
@@ -95,17 +96,15 @@ class Diffusion:
     def target(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """grad log q(x_t given x_0), the denoising target (eq. 5)."""
         alpha, sigma = self.levels(t)
-        gap = self.space.log(alpha * x0, xt)
-        if self.space.periodic:
-            return wrapped_normal_score(gap, sigma**2)
-        return -gap / sigma**2
+        return self.space.heat_score(self.space.log(alpha * x0, xt), sigma**2)
 
     def scale(self, t: Tensor) -> Scale:
-        """How a network's output is read; with a silent network, exact for unit normal data on R^d and for the uniform law on a torus."""
+        """How a network's output is read; with a silent network, exact for unit normal data on R^d, the uniform law elsewhere."""
         alpha, sigma = self.levels(t)
         if self.space.periodic:
-            # The score of a wrapped law fades like its first harmonic, exp(-sigma^2 / 2), and faster than half that rate.
-            return Scale(torch.zeros_like(sigma), sigma * torch.exp(-0.25 * sigma**2), torch.ones_like(sigma))
+            # The score fades like the first harmonic, exp(-gap sigma^2 / 2), and faster than half that rate.
+            out = sigma * torch.exp(-0.25 * self.space.spectral_gap * sigma**2)
+            return Scale(torch.zeros_like(sigma), out, torch.ones_like(sigma))
         norm = alpha**2 + sigma**2
         return Scale(sigma / norm, alpha * sigma / norm.sqrt(), alpha**2 / norm)
 
@@ -139,6 +138,18 @@ class Joint(Mapping[str, Diffusion]):
         """A State of zeros with ``n`` samples, to hand to :meth:`prior`."""
         return {name: torch.zeros(n, *process.space.shape, dtype=dtype, device=device) for name, process in self.items()}
 
+    def exp(self, state: State, tangent: Tangent) -> State:
+        """``state`` moved along ``tangent``, component by component."""
+        return {name: process.space.exp(state[name], tangent[name]) for name, process in self.items()}
+
+    def log(self, x: State, y: State) -> Tangent:
+        """The shortest tangents that take ``x`` to ``y``."""
+        return {name: process.space.log(x[name], y[name]) for name, process in self.items()}
+
+    def still(self, state: State) -> Tangent:
+        """Zero tangents that require gradients: by them, functions of ``exp(state, .)`` are differentiated along the spaces."""
+        return {name: torch.zeros_like(state[name], requires_grad=True) for name in self}
+
     def prior(self, like: State) -> JointKernel:
         return JointKernel({name: process.prior(like[name]) for name, process in self.items()})
 
@@ -160,7 +171,7 @@ class Joint(Mapping[str, Diffusion]):
             x = state[name]
             alpha, sigma = process.levels(t)
             raw = _draw(rng, x, process.space)
-            noised[name] = process.space.exp(alpha * x, sigma * raw)
+            noised[name] = process.space.exp(alpha * x, process.space.heat_step(raw, sigma))
             drawn[name] = process.space.project(raw)
             noise[name] = -sigma * process.target(x, noised[name], t) if process.space.periodic else drawn[name]
         return Noised(noised, noise, drawn)

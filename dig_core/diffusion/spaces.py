@@ -1,4 +1,4 @@
-"""The spaces that components live on. Measure: Lebesgue on R^d and on the zero-centroid subspace, unit volume on the torus."""
+"""The spaces that components live on. Measure: Lebesgue on R^d and on the zero-centroid subspace, unit volume on closed spaces."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Euclidean", "Space", "Torus", "ZeroCentroid"]
+from ..errors import UnsupportedError
+from ..random import Streams
+
+__all__ = ["Euclidean", "Flat", "Space", "Torus", "ZeroCentroid"]
 
 TWO_PI = 2 * math.pi
 
 
 class Space(Protocol):
-    """What a process needs to know of a space. ``shape`` is the event shape, ``dim`` its dimension.
+    """What a process needs to know of a space. ``shape`` is the shape of points and tangents alike, ``dim`` its dimension.
+
+    ``periodic``: closed in itself, so that there is a uniform law, which has density one; ``volume`` is then its volume in
+    units of the tangents, 1 elsewhere: log p - log volume is the density per unit of tangent. ``flat``: tangents add up,
+    exp(exp(x, v), w) = exp(x, v + w). ``spectral_gap``: the rate at which noise of variance 2 fades, the smallest eigenvalue
+    of minus the Laplacian, 0 on open spaces.
 
     ``project`` maps ambient vectors onto the tangent space (idempotent); ``exp(x, v)`` moves along a tangent and stays on
-    the space; ``log(x, y)`` is its inverse; ``basis`` (dim, *shape) is an orthonormal tangent basis, for exact traces.
+    the space; ``log(x, y)`` is its shortest inverse; ``basis`` (dim, *shape) is an orthonormal tangent basis, for exact traces;
+    ``transport(x, y, v)`` carries a tangent at x along to y, which it reaches by the same motion that takes x there.
+
+    A gap is a tangent ``log(mean, y)`` (B, *shape). ``log_normal(gap, variance)`` (B,) is the log-density of exp(mean, v),
+    v normal with ``variance`` (B, *shape); ``log_heat`` that of Brownian motion, with one variance a sample, which on flat spaces
+    is the same; ``heat_score`` its gradient along y (B, *shape); ``heat_step(raw, sigma)`` the tangent that makes exp(mean, .)
+    Brownian motion if ``raw`` (B, *shape) is standard normal. ``uniform`` draws (B, *shape) float64 points, one a stream.
     """
 
     @property
@@ -26,20 +40,34 @@ class Space(Protocol):
     def dim(self) -> int: ...
     @property
     def periodic(self) -> bool: ...
+    @property
+    def flat(self) -> bool: ...
+    @property
+    def volume(self) -> float: ...
+    @property
+    def spectral_gap(self) -> float: ...
+    @property
+    def config(self) -> dict: ...
     def project(self, v: Tensor) -> Tensor: ...
     def exp(self, x: Tensor, v: Tensor) -> Tensor: ...
     def log(self, x: Tensor, y: Tensor) -> Tensor: ...
     def basis(self) -> Tensor: ...
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor: ...
+    def uniform(self, rng: Streams) -> Tensor: ...
+    def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor: ...
+    def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor: ...
+    def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor: ...
+    def heat_step(self, raw: Tensor, sigma: Tensor) -> Tensor: ...
 
 
-class Euclidean:
-    """R^d."""
+class Flat:
+    """What spaces have in common whose tangents add up: R^d itself, unless a subclass says otherwise."""
 
-    periodic = False
-
-    def __init__(self, dim: int):
-        self.dim, self.shape = int(dim), (int(dim),)
-        self.config = {"dim": self.dim}
+    dim: int
+    shape: tuple[int, ...]
+    config: dict
+    periodic, flat = False, True
+    volume, spectral_gap = 1.0, 0.0
 
     def project(self, v: Tensor) -> Tensor:
         return v
@@ -53,11 +81,41 @@ class Euclidean:
     def basis(self) -> Tensor:
         return torch.eye(self.dim, dtype=torch.float64)
 
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return v
 
-class ZeroCentroid:
-    """N points in R^3 whose centroid is the origin: a linear subspace of dimension 3 (N - 1) with its own Lebesgue measure."""
+    def uniform(self, rng: Streams) -> Tensor:
+        raise UnsupportedError(f"{type(self).__name__} has no uniform law: it is open. Its prior is normal.")
 
-    periodic = False
+    def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
+        quadratic = (gap**2 / variance).flatten(1).sum(1)
+        # The mean over the event carries the log-variance to the subspace's dimension (it is constant where they differ).
+        log_scale = torch.log(TWO_PI * variance).flatten(1).mean(1) * self.dim
+        return -0.5 * (quadratic + log_scale)
+
+    def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor:
+        return self.log_normal(gap, variance)
+
+    def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
+        return -gap / variance
+
+    def heat_step(self, raw: Tensor, sigma: Tensor) -> Tensor:
+        return sigma * raw
+
+
+class Euclidean(Flat):
+    """R^d."""
+
+    def __init__(self, dim: int):
+        self.dim, self.shape = int(dim), (int(dim),)
+        self.config = {"dim": self.dim}
+
+
+class ZeroCentroid(Flat):
+    """N points in R^3 whose centroid is the origin: a linear subspace of dimension 3 (N - 1) with its own Lebesgue measure.
+
+    Variances must be one number a sample: other normal laws do not stay isotropic here.
+    """
 
     def __init__(self, points: int):
         self.points, self.dim, self.shape = int(points), 3 * (int(points) - 1), (int(points), 3)
@@ -80,17 +138,14 @@ class ZeroCentroid:
         return torch.einsum("an,xy->axny", rows, torch.eye(3, dtype=torch.float64)).reshape(self.dim, n, 3)
 
 
-class Torus:
-    """d angles in radians, kept in [-pi, pi); log-densities are relative to the uniform law (unit volume)."""
+class Torus(Flat):
+    """d angles in radians, kept in [-pi, pi); normal laws are wrapped, with variances of their own for each angle."""
 
-    periodic = True
+    periodic, spectral_gap = True, 1.0
 
     def __init__(self, dim: int):
         self.dim, self.shape = int(dim), (int(dim),)
-        self.config = {"dim": self.dim}
-
-    def project(self, v: Tensor) -> Tensor:
-        return v
+        self.config, self.volume = {"dim": self.dim}, TWO_PI ** int(dim)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         return wrap(x + v)
@@ -98,10 +153,29 @@ class Torus:
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return wrap(y - x)
 
-    def basis(self) -> Tensor:
-        return torch.eye(self.dim, dtype=torch.float64)
+    def uniform(self, rng: Streams) -> Tensor:
+        return TWO_PI * rng.uniform(self.dim) - math.pi
+
+    def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
+        turns = _turns(variance)
+        exponents = -0.5 * (gap[..., None] + turns) ** 2 / variance[..., None]
+        found = torch.logsumexp(exponents, dim=-1) - 0.5 * torch.log(TWO_PI * variance)
+        return (found + math.log(TWO_PI)).flatten(1).sum(1)
+
+    def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
+        variance = variance.expand_as(gap)
+        shifted = wrap(gap)[..., None] + _turns(variance)
+        weights = torch.softmax(-0.5 * shifted**2 / variance[..., None], dim=-1)
+        return -(weights * shifted).sum(-1) / variance
 
 
 def wrap(angle: Tensor) -> Tensor:
     """The representative of an angle in [-pi, pi)."""
     return torch.remainder(angle + math.pi, TWO_PI) - math.pi
+
+
+def _turns(variance: Tensor) -> Tensor:
+    """Whole turns that matter (relative error below 1e-12) for the widest law in the batch."""
+    widest = float(variance.max().sqrt()) if variance.numel() else 0.0
+    reach = max(1, math.ceil(7.5 * widest / TWO_PI + 0.5))
+    return TWO_PI * torch.arange(-reach, reach + 1, dtype=variance.dtype, device=variance.device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Torus, ZeroCentroid
-from dig_core.diffusion.kernels import Normal, Uniform, wrapped_normal_score
+from dig_core.diffusion.kernels import Normal, Uniform
 from dig_core.energy import AnalyticScore, DoubleWell, GaussianMixture, MuellerBrown, Springs, WrappedMixture
 from dig_core.errors import IncompatibleError
 from dig_core.random import Streams
@@ -187,7 +187,7 @@ def test_wrapped_normal_is_a_density_and_knows_its_score(width):
     log_prob = kernel.log_prob(grid)
     assert abs(float(log_prob.detach().exp().mean()) - 1) < 1e-9
     gradient = torch.autograd.grad(log_prob.sum(), grid)[0]
-    score = wrapped_normal_score(grid - 2.9, torch.tensor(width**2, dtype=DOUBLE))
+    score = Torus(1).heat_score(grid - 2.9, torch.tensor(width**2, dtype=DOUBLE))
     torch.testing.assert_close(score, gradient, atol=1e-9, rtol=1e-8)
 
 
