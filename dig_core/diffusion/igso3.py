@@ -1,0 +1,168 @@
+"""Brownian motion on SO(3): the density of its angle, exact at every variance, and normal noise carried to it.
+
+After variance v per axis the density relative to the uniform law is, at the angle a from the start (Perrin, doi:10.24033/asens.504),
+
+    f(a) = sum_l (2 l + 1) exp(-l (l + 1) v / 2) sin((l + 1/2) a) / sin(a / 2),
+
+which for small v is N(0, v I_3) in the rotation vector. Poisson's formula over the half-integers l + 1/2 gives the same sum over turns,
+
+    f(a) = sqrt(2 pi) v^(-3/2) exp(v / 8) / sin(a / 2) * sum_k (-1)^k (a + 2 pi k) exp(-(a + 2 pi k)^2 / (2 v)).
+
+The variance is that of one axis: E[a^2] = 3 v for small v. (Some codes leave out the 1/2 in the exponent and call sigma^2 half of v.)
+Everything is written in functions of a^2 and cos(a / 2), so that derivatives exist at a = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rotations import half_angle, series
+
+__all__ = ["Radial", "angle_density", "angle_step"]
+
+_SPLIT = 1.0
+"""The variance up to which turns are summed, and from which on waves: both need few terms there, and lose no digits."""
+
+_WAVES = 10
+_TURNS = 2
+_SINH = [1 / math.factorial(2 * n + 1) for n in range(12)]
+_COSH = [1 / math.factorial(2 * n) for n in range(12)]
+_BEND = [(2 * n + 2) / math.factorial(2 * n + 3) for n in range(12)]
+# (1 - (a / 2) cot(a / 2)) / a^2 in powers of a^2: |B_2n| / (2 n)! (Abramowitz and Stegun, 4.3.70).
+_COTANGENT = [
+    1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600, 3617 / 10670622842880000,
+]  # fmt: skip
+
+_CELLS, _SPAN = 32, 10.0
+_NODES, _WEIGHTS = (torch.from_numpy(0.5 * x) for x in np.polynomial.legendre.leggauss(4))
+
+
+class Radial(NamedTuple):
+    """log f and its derivative by the angle over the angle, which times the rotation vector is the score; both shaped like the angle."""
+
+    log: Tensor
+    slope: Tensor
+
+
+def angle_density(square: Tensor, variance: Tensor) -> Radial:
+    """f at ``square`` = a^2, a in [0, pi], float64; ``variance`` broadcasts to it."""
+    variance = variance.expand_as(square)
+    narrow = variance < _SPLIT
+    one = torch.full_like(variance, _SPLIT)
+    turns = _by_turns(square, torch.where(narrow, variance, one))
+    waves = _by_waves(square, torch.where(narrow, one, variance))
+    return Radial(*(torch.where(narrow, a, b) for a, b in zip(turns, waves, strict=True)))
+
+
+def _by_waves(square: Tensor, variance: Tensor) -> Radial:
+    """sin((l + 1/2) a) / sin(a / 2) = 1 + 2 sum over m = 1..l of cos(m a), Chebyshev polynomials of cos(a)."""
+    cosine, sine = half_angle(square)
+    tails, degree = _tails(variance), range(1, _WAVES + 1)
+    x = 2 * cosine**2 - 1
+    # T_m(x) = cos(m a), U_(m-1)(x) = sin(m a) / sin(a).
+    first, second = [torch.ones_like(x), x], [torch.zeros_like(x), torch.ones_like(x)]
+    for _ in range(2, _WAVES + 1):
+        first.append(2 * x * first[-1] - first[-2])
+        second.append(2 * x * second[-1] - second[-2])
+    density = tails[0] + 2 * sum(tails[m] * first[m] for m in degree)
+    slope = -2 * sum(m * tails[m] * second[m] for m in degree) * 2 * cosine * sine
+    return Radial(density.log(), slope / density)
+
+
+def _by_turns(square: Tensor, variance: Tensor) -> Radial:
+    """The turns k and -k together, over the term of none: with c = 2 pi k and b = c a / v,
+
+    2 (-1)^k exp(-c^2 / (2 v)) (cosh b - c^2 / v sinh(b) / b).
+    """
+    cosine, sine = half_angle(square)
+    total, slope = torch.ones_like(square), torch.zeros_like(square)
+    for k in range(1, _TURNS):
+        rate, sign = (2 * math.pi * k) / variance, 2.0 * (-1) ** k
+        cosh, sinh, bend = _hyperbolic(rate**2 * square, math.pi * k * rate)
+        total = total + sign * (cosh - 2 * math.pi * k * rate * sinh)
+        slope = slope + sign * rate**2 * (sinh - 2 * math.pi * k * rate * bend)
+    small = square < 0.25
+    far = torch.where(small, torch.ones_like(square), square)
+    cotangent = torch.where(small, series(_COTANGENT, torch.where(small, square, 0)), (1 - 0.5 * cosine / sine) / far)
+    log = 0.5 * math.log(2 * math.pi) - 1.5 * variance.log() + variance / 8 - 0.5 * square / variance - sine.log() + total.log()
+    return Radial(log, cotangent - 1 / variance + slope / total)
+
+
+def _hyperbolic(square: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """cosh b, sinh(b) / b and its derivative by b over b, each times exp(-shift), of ``square`` = b^2; b does not exceed the shift."""
+    small = square < 1.0
+    inside, scale = torch.where(small, square, 0), torch.exp(-shift)
+    b = torch.where(small, torch.ones_like(square), square).sqrt()
+    up, down = torch.exp(torch.where(small, 0, b) - shift), torch.exp(-b - shift)
+    cosh = torch.where(small, series(_COSH, inside) * scale, 0.5 * (up + down))
+    sinh = torch.where(small, series(_SINH, inside) * scale, 0.5 * (up - down) / b)
+    bend = torch.where(small, series(_BEND, inside) * scale, (0.5 * (up + down) - 0.5 * (up - down) / b) / b**2)
+    return cosh, sinh, bend
+
+
+@torch.no_grad()
+def angle_step(radius: Tensor, sigma: Tensor) -> Tensor:
+    """The angle (B,) at which Brownian motion has the probability that a standard normal vector has at ``radius`` (B,), float64.
+
+    A normal vector so shortened is Brownian motion of standard deviation ``sigma`` (B,) per axis. By quadrature of the density of
+    the angle and Newton's method, from whichever end is nearer: relative error below 1e-8 out into the tails.
+    """
+    variance = sigma.square()
+    width = (_SPAN * sigma).clamp_max(math.pi) / _CELLS
+    edges = width[:, None] * torch.arange(_CELLS, dtype=width.dtype)
+    mass = _mass(edges, width[:, None], variance[:, None])
+    below, above = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
+    half, square = torch.full_like(radius, 1.5), 0.5 * radius.square()
+    want_below, want_above = torch.special.gammainc(half, square), torch.special.gammaincc(half, square)
+    rising = want_below < 0.5
+    wanted = torch.where(rising, want_below, want_above)
+    cell = torch.where(rising, (below < wanted[:, None]).sum(1), (above >= wanted[:, None]).sum(1) - 1).clamp(0, _CELLS - 1)
+    start = width * cell
+    # The mass between the cell's lower edge and the angle, and the share of the cell's width that holds it.
+    needed = torch.where(rising, wanted - torch.where(cell > 0, _at(below, (cell - 1).clamp_min(0)), 0), _at(above, cell) - wanted)
+    share = (needed / _at(mass, cell).clamp_min(1e-300)).clamp(0, 1)
+    # Near the identity the mass grows with the cube of the angle.
+    share = torch.where(cell > 0, share, share ** (1 / 3))
+    for _ in range(5):
+        slope = width * _density(start + share * width, variance)
+        share = (share - (_mass(start, share * width, variance) - needed) / slope.clamp_min(1e-300)).clamp(0, 1)
+    # The angle is the radius times sigma (1 - sigma^2 / 24 + ..).
+    return torch.where(sigma < 1e-3, sigma * radius * (1 - variance / 24), start + share * width)
+
+
+def _at(table: Tensor, index: Tensor) -> Tensor:
+    return table.gather(1, index[:, None])[:, 0]
+
+
+def _mass(start: Tensor, width: Tensor, variance: Tensor) -> Tensor:
+    """The probability of angles from ``start`` to ``start + width``, by Gauss's formula."""
+    angle = start[..., None] + width[..., None] * (0.5 + _NODES)
+    return (width[..., None] * _WEIGHTS * _density(angle, variance[..., None])).sum(-1)
+
+
+def _density(angle: Tensor, variance: Tensor) -> Tensor:
+    """The probability density of the angle on [0, pi], f(a) (1 - cos a) / pi, quickly."""
+    narrow, sine = variance.clamp_max(_SPLIT), torch.sin(0.5 * angle)
+    turns = torch.zeros_like(angle)
+    for k in range(1 - _TURNS, _TURNS):
+        turned = angle + 2 * math.pi * k
+        turns += (-1) ** k * turned * torch.exp(-0.5 * turned.square() / narrow)
+    turns *= math.sqrt(8 / math.pi) * narrow**-1.5 * torch.exp(narrow / 8) * sine
+    weights, x = _tails(variance.clamp_min(_SPLIT)), 2 * torch.cos(angle)
+    last, this = torch.ones_like(x), 0.5 * x
+    waves = weights[0] + 2 * weights[1] * this
+    for weight in weights[2:]:
+        last, this = this, x * this - last
+        waves += 2 * weight * this
+    return torch.where(variance < _SPLIT, turns, 2 / math.pi * sine.square() * waves)
+
+
+def _tails(variance: Tensor) -> list[Tensor]:
+    """Weights of cos(m a), m = 0, 1, ..: f is the sum of them, each but the first doubled."""
+    weights = [(2 * n + 1) * torch.exp(-0.5 * n * (n + 1) * variance) for n in range(_WAVES + 1)]
+    return list(torch.stack(weights).flip(0).cumsum(0).flip(0))
