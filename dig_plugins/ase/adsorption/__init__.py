@@ -1,0 +1,42 @@
+"""Adsorption on slabs: roles, placement, sites, grid searches, anomalies, maps, and ensembles with their probabilities."""
+
+from importlib import import_module
+
+_HOME = {
+    "ANOMALIES": "anomaly",
+    "AdsorptionEnsemble": "ensemble",
+    "CoverageReport": "coverage",
+    "Roles": "role",
+    "Site": "sites",
+    "SiteGuess": "mesh",
+    "SiteSet": "sites",
+    "SiteSurface": "surface",
+    "SlabFrame": "frame",
+    "SurfaceMap": "maps",
+    "anomalies": "anomaly",
+    "check_slab": "role",
+    "enumerate_sites": "mesh",
+    "grid_search": "grid",
+    "place_adsorbate": "place",
+    "roles": "role",
+    "slab_frame": "frame",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    """Modules are read when a name is first used: importing this package is cheap, and errors name what to install."""
+    if name not in _HOME:
+        raise AttributeError(f"dig_plugins.ase.adsorption has no {name!r}; it has {', '.join(__all__)}.")
+    try:
+        module = import_module(f".{_HOME[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "ase":
+            raise
+        raise ImportError("dig_plugins.ase needs ASE: pip install 'dig-plugins[ase]'.") from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

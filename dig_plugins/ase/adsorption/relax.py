@@ -1,0 +1,96 @@
+"""Relaxations with any ASE calculator: every call counted, failures marked, minima told from saddles."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.optimize import BFGS
+
+from dig_core.errors import StateError
+
+__all__ = ["Counted", "Relaxed", "hessian", "relax"]
+
+_FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
+"""What calculators raise on one configuration; ASE's own errors are RuntimeErrors. Others are bugs, and travel on."""
+
+
+class Counted(Calculator):
+    """Passes energies and forces of another calculator on; ``calls`` structures were evaluated, ``failures`` of them in vain;
+    ``reason`` of the last failure.
+
+    Raises StateError where the calculator fails or returns numbers that are not finite.
+    """
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, calculator):
+        super().__init__()
+        self.inner, self.calls, self.failures, self.reason = calculator, 0, 0, ""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=None):
+        """One call, whichever properties are asked for."""
+        super().calculate(atoms, properties, system_changes)
+        self.calls += 1
+        copy = self.atoms.copy()
+        copy.calc = self.inner
+        try:
+            energy, forces = float(copy.get_potential_energy()), np.array(copy.get_forces(apply_constraint=False))
+        except _FAILURES as error:
+            raise self._failed(f"the calculator failed on {copy.symbols}: {error}") from error
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise self._failed(
+                f"the calculator returned numbers that are not finite for {copy.symbols}: keep this structure out."
+            )
+        self.results = {"energy": energy, "forces": forces}
+
+    def _failed(self, reason: str) -> StateError:
+        self.failures, self.reason = self.failures + 1, reason
+        return StateError(reason)
+
+
+class Relaxed(NamedTuple):
+    """A structure where the optimiser stopped; ``energy`` eV; ``converged`` if forces are below fmax."""
+
+    atoms: Atoms
+    energy: float
+    converged: bool
+
+
+def relax(atoms: Atoms, calculator: Counted, *, fmax: float, steps: int) -> Relaxed | None:
+    """BFGS under the structure's own constraints, steps of 0.15 Angstrom at most; None if the calculator failed on the way."""
+    moved = atoms.copy()
+    moved.calc = calculator
+    try:
+        with BFGS(moved, maxstep=0.15, logfile=None) as optimiser:
+            converged = optimiser.run(fmax=fmax, steps=steps)
+        energy = float(moved.get_potential_energy())
+    except StateError:
+        return None
+    moved.calc = None
+    if not np.isfinite(moved.positions).all():
+        return None
+    return Relaxed(moved, energy, bool(converged))
+
+
+def hessian(atoms: Atoms, index: np.ndarray, calculator: Counted, step: float = 0.02) -> np.ndarray | None:
+    """(3k, 3k) eV/Angstrom^2 of the atoms ``index`` (k,), all others held, by central differences of forces; None on failure."""
+    moved = atoms.copy()
+    moved.set_constraint()
+    moved.calc = calculator
+    rows = []
+    try:
+        for i in index:
+            for axis in range(3):
+                forces = []
+                for sign in (1, -1):
+                    moved.positions[i, axis] = atoms.positions[i, axis] + sign * step
+                    forces.append(moved.get_forces()[index].ravel())
+                moved.positions[i, axis] = atoms.positions[i, axis]
+                rows.append((forces[1] - forces[0]) / (2 * step))
+    except StateError:
+        return None
+    matrix = np.array(rows)
+    return (matrix + matrix.T) / 2
