@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .coordinates import Cartesian, Internal
+from .coordinates import Adsorbate, Cartesian, Internal
 from .diffusion import (
     Cosine,
     Diffusion,
@@ -37,7 +37,7 @@ __all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
 _BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
-_COORDINATES = {cls.__name__: cls for cls in (Cartesian, Internal)}
+_COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Cartesian, Internal)}
 _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 
 
@@ -59,10 +59,12 @@ def save(dig: DiG, path: str | Path) -> None:
     }
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"coordinates.{k}": v for k, v in coordinates.state_dict().items()}
-    for name in ("numbers", "node", "pair", "bonds", "mobile", "pbc"):
+    for name in ("numbers", "node", "pair", "bonds", "mobile", "pbc", "conditions"):
         tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
     if dig.descriptor.reference is not None:
         tensors["descriptor.reference"] = dig.descriptor.reference.positions
+        if dig.descriptor.reference.cell is not None:
+            tensors["descriptor.cell"] = dig.descriptor.reference.cell
     # Copies: safetensors refuses tensors that share memory, such as coordinates that the network holds too.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
@@ -133,9 +135,9 @@ def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:
     coordinates = _named(_COORDINATES, header["coordinates"]["type"]).from_config(**header["coordinates"]["config"])
     coordinates.load_state_dict(of("coordinates."))
     given = of("descriptor.")
-    reference = given.pop("reference", None)
+    reference, cell = given.pop("reference", None), given.pop("cell", None)
     descriptor = Descriptor(
-        **given, reference=None if reference is None else Geometry(reference), schema=header["descriptor"]["schema"]
+        **given, reference=None if reference is None else Geometry(reference, cell), schema=header["descriptor"]["schema"]
     )
     model = _named(_SCORES, header["score"])(network, process).eval().requires_grad_(False)
     return DiG(model, coordinates, descriptor, Card(**header["card"]))

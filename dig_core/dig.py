@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .coordinates import Coordinates
 from .diffusion.processes import Joint
-from .errors import IncompatibleError
+from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
 from .random import Streams
 from .sampling.density import flow_log_prob
 from .sampling.interpolate import interpolate
 from .sampling.solvers import SOLVERS
-from .score import ScoreModel
+from .score import NoiseScore, ScoreModel
 from .system.descriptor import Descriptor
 from .types import Geometry, LogProb, Samples, State
 
@@ -69,6 +69,12 @@ class DiG:
     @property
     def process(self) -> Joint:
         return self.model.process
+
+    def on(self, descriptor: Descriptor) -> DiG:
+        """This model for another system, parameters shared. Raises UnsupportedError if its network serves one system only."""
+        if not isinstance(self.model, NoiseScore):
+            raise UnsupportedError(f"a {type(self.model).__name__} serves the system it was trained on: train a model for this one.")
+        return replace(self, model=self.model.on(descriptor).eval(), descriptor=descriptor)
 
     def grid(self, steps: int | None = None) -> Tensor:
         """(K + 1,) even times from 0 to 1; ``steps`` K defaults to the card's. Schedules decide what an even step means."""
@@ -137,7 +143,8 @@ class DiG:
         state, log_det = self.coordinates.encode(Geometry(positions, geometry.cell), self.descriptor)
         with torch.no_grad():
             score = self.model({n: x.detach() for n, x in state.items()}, torch.tensor([t], dtype=torch.float64), self.descriptor)
-        pulled = sum((state[n] * score[n].double()).sum() for n in state) + log_det.sum()
+        moved = self.process.log({n: x.detach() for n, x in state.items()}, state)
+        pulled = sum((moved[n] * score[n].double()).sum() for n in moved) + log_det.sum()
         return torch.autograd.grad(pulled, positions)[0]
 
     def _precise(self) -> ScoreModel:

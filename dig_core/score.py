@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion.processes import Joint
-from .errors import IncompatibleError
+from .errors import IncompatibleError, UnsupportedError
 from .system.descriptor import Descriptor
 from .types import State, Tangent
 
@@ -72,6 +72,15 @@ class NoiseScore(nn.Module):
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
         return score_of(self.process, self.moments(state, t, descriptor).noise, t)
 
+    def on(self, descriptor: Descriptor) -> NoiseScore:
+        """The score of another system by the same network, parameters shared.
+
+        Raises UnsupportedError for a network of one system: those that transfer say how a system is noised, ``process(descriptor)``.
+        """
+        if not hasattr(self.network, "process"):
+            raise UnsupportedError(f"a {type(self.network).__name__} serves the one system it was trained on: train a model for this one.")
+        return NoiseScore(self.network, self.network.process(descriptor))  # type: ignore[operator]
+
 
 class EnergyScore(nn.Module):
     """score = -grad of a scalar: ``potential(state, t, descriptor)`` (B,) is added to the process's own quadratic part.
@@ -97,10 +106,10 @@ class EnergyScore(nn.Module):
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            state = {n: x if x.requires_grad else x.detach().requires_grad_() for n, x in state.items()}
-            total = self.log_density(state, t, descriptor).sum()
-            gradients = torch.autograd.grad(total, list(state.values()), create_graph=wanted)
-        return {n: self.process[n].space.project(g) for n, g in zip(state, gradients, strict=True)}
+            still = self.process.still(state)
+            total = self.log_density(self.process.exp(state, still), t, descriptor).sum()
+            gradients = torch.autograd.grad(total, list(still.values()), create_graph=wanted)
+        return {n: self.process[n].space.project(g) for n, g in zip(still, gradients, strict=True)}
 
     def moments(self, state: State, t: Tensor, descriptor: Descriptor) -> Moments:
         score = self(state, t, descriptor)

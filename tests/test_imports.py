@@ -22,7 +22,7 @@ CORE_ORDER = """
 FACADE = "dig"
 """Its methods may import what stands after it, inside functions: ``DiG.save`` calls the checkpoint's writer."""
 
-FOUNDATION = {"dig_core.diffusion.spaces"}
+FOUNDATION = {"dig_core.diffusion.rotations", "dig_core.diffusion.spaces"}
 """Modules that stand on types, errors and random alone, so that every part may import them."""
 
 CORE_NEEDS = {"torch", "numpy", "safetensors", "tqdm"}
@@ -31,7 +31,7 @@ CORE_OPTIONAL = {"pymbar"}
 
 ENGINES = {
     "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer"},
-    "ase": {"ase"},
+    "ase": {"ase", "scipy", "chgnet"},  # scipy comes with ase; chgnet labels what the recipes train on
     "pymatgen": {"pymatgen", "spglib"},
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},

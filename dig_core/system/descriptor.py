@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Descriptor:
 
     ``numbers`` (N,) atomic numbers, 0 is padding; ``node`` (N, Fv) and ``pair`` (N, N, Fp) integer categories whose
     meaning ``schema`` names; ``bonds`` (M, 2) atom indices; ``mobile`` (N,) bool, atoms that belong to the state;
-    ``reference`` one structure (1, N, 3) that fixes stereochemistry, or None; ``pbc`` (3,) bool.
+    ``reference`` one structure (1, N, 3) that fixes stereochemistry, or None; ``pbc`` (3,) bool; ``conditions`` (C,)
+    numbers besides the structure that the law depends on, such as a temperature's logarithm.
     """
 
     numbers: Tensor
@@ -36,6 +37,7 @@ class Descriptor:
     reference: Geometry | None
     pbc: Tensor
     schema: str = SCHEMA
+    conditions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     @property
     def n_atoms(self) -> int:

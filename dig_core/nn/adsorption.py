@@ -1,0 +1,215 @@
+"""A Graphormer over a slab and its periodic images that moves what stands on it: atoms, rigid molecules, a yielding surface."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..coordinates.adsorbate import Adsorbate
+from ..diffusion import SO3, Diffusion, Euclidean, Geometric, Joint, Lattice
+from ..errors import IncompatibleError
+from ..system.descriptor import Descriptor
+from ..system.elements import N_PROPERTIES, covalent_radii, properties
+from ..system.surface import ADSORBATE, FREE, Frame, frame_of, guest_of, role_of
+from ..types import State, Tangent
+from .embed import TimeEmbedding, seeded
+from .periodic import EnvelopedBasis, ImageAttention, Region, Surroundings, images_within, surroundings
+
+__all__ = ["AdsorptionGraphormer"]
+
+_ATOMS = 4  # how far into a molecule atoms are told apart: the binding one, the next, ...
+
+
+class _Scene(NamedTuple):
+    """What the decoder needs of a system: mobile atoms (Q,), images, who must not see whom (Q, K), sizes (Q, K),
+    which mobile atoms are the adsorbate's (Q,), its atom that binds, the frame."""
+
+    mobile: Tensor
+    parent: Tensor
+    shift: Tensor
+    skip: Tensor
+    sizes: Tensor
+    guest: Tensor
+    anchor: int
+    frame: Frame
+
+
+class AdsorptionGraphormer(nn.Module):
+    """Noise departures and log-variances of the components of :class:`Adsorbate`, for any slab and adsorbate.
+
+    The slab's reference structure is encoded once, without the time: attention over all images within ``cutoff``. Mobile atoms
+    (the adsorbate's, and slab atoms that may relax) then attend to the slab where it stands, and to each other; vectors to
+    their neighbours give translation, torque and displacement, so that the answer turns and shifts with the structure, does
+    not change when the adsorbate leaves the cell on one side and enters on the other, and is the same in a supercell. An
+    adsorbate does not feel its own images.
+
+    Parameters
+    ----------
+    width, heads, layers: of the decoder; encoder: layers over the slab; basis: Gaussians of the distance.
+    cutoff: Angstrom. channels: vectors an atom. conditions: how many numbers ``descriptor.conditions`` holds.
+    coordinates: config of :class:`Adsorbate`. seed: of the initial weights.
+    """
+
+    def __init__(
+        self, width: int = 64, heads: int = 4, layers: int = 2, encoder: int = 2, basis: int = 24, *, cutoff: float = 6.0,
+        channels: int = 12, conditions: int = 0, coordinates: dict | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.coordinates = Adsorbate(**(coordinates or {}))
+        self.config = {
+            "width": width, "heads": heads, "layers": layers, "encoder": encoder, "basis": basis, "cutoff": cutoff, "channels": channels,
+            "conditions": conditions, "coordinates": self.coordinates.config, "seed": seed,
+        }  # fmt: skip
+        self.cutoff, self.heads, self.channels = float(cutoff), heads, channels
+        with seeded(seed):
+            self.element = nn.Linear(N_PROPERTIES, width)
+            self.place = nn.Parameter(0.3 * torch.randn(2 + _ATOMS, width))
+            self.time = TimeEmbedding(width)
+            self.given = nn.Linear(conditions, width, bias=False) if conditions else None
+            self.radial = EnvelopedBasis(basis, cutoff)
+            self.slab_bias, self.bias = nn.Linear(basis, heads * encoder), nn.Linear(basis, heads * layers)
+            self.slab_near, self.near = nn.Linear(basis, width, bias=False), nn.Linear(basis, width, bias=False)
+            self.sent = nn.Linear(width, width, bias=False)
+            self.slab_blocks = nn.ModuleList(ImageAttention(width, heads, 2, seed + 1 + k) for k in range(encoder))
+            self.blocks = nn.ModuleList(ImageAttention(width, heads, 2, seed + 100 + k) for k in range(layers))
+            self.pulls = nn.ModuleList(_Pull(width, basis, channels) for _ in range(layers))
+            self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3 * (channels + 1) + 4))
+            nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
+
+    def process(self, descriptor: Descriptor) -> Joint:
+        """The process that noises this system: the same law in Angstrom whatever the cell, so that the network transfers."""
+        frame, role = frame_of(descriptor), role_of(descriptor)
+        parts = {
+            "plane": Diffusion(Lattice(frame.vectors), Geometric(0.02, 5.0)),
+            "height": Diffusion(Euclidean(1), Geometric(0.02 / self.coordinates.width, 2.0 / self.coordinates.width)),
+        }
+        if int((role == ADSORBATE).sum()) > 1:
+            parts["turn"] = Diffusion(SO3(), Geometric(0.02, 3.0))
+        free = int((role == FREE).sum())
+        if free:
+            parts["surface"] = Diffusion(Euclidean(3 * free), Geometric(0.05, 3.0))
+        return Joint(**parts)
+
+    def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
+        positions = self.coordinates.decode(state, descriptor).positions.float()
+        scene = self._scene(descriptor)
+        slab = self._slab(descriptor, scene)
+        active = self._active(t, descriptor)
+        x, vectors = self._look(positions, slab, active, descriptor, scene)
+        return self._read(x, vectors, positions, scene)
+
+    def _active(self, t: Tensor, descriptor: Descriptor) -> Tensor:
+        embedded = self.time(t.float().reshape(-1))
+        if self.given is not None:
+            if descriptor.conditions.shape[-1] != self.given.in_features:
+                raise IncompatibleError(
+                    f"this network is conditioned on {self.given.in_features} numbers, the descriptor has {len(descriptor.conditions)}."
+                )
+            embedded = embedded + self.given(descriptor.conditions.float())
+        return F.silu(embedded)
+
+    def _scene(self, descriptor: Descriptor) -> _Scene:
+        frame, role = frame_of(descriptor), role_of(descriptor)
+        reference = descriptor.reference.positions[0].float()  # type: ignore[union-attr]
+        mobile, guest = descriptor.mobile.nonzero()[:, 0], role == ADSORBATE
+        vectors = (frame.vectors @ frame.axes).float()
+        # The adsorbate's first atom is in the home cell, the others stand about it; slab atoms are where the reference has them.
+        seen = (reference @ torch.linalg.pinv(vectors))[role == FREE]
+        region = Region(*(torch.cat([seen, torch.full((1, 2), edge)]).aminmax(dim=0)[k] for k, edge in enumerate((-0.5, 0.5))))
+        size = float((reference[guest] - reference[guest_of(descriptor)[:1]]).norm(dim=1).max())
+        parent, shift = images_within(reference, vectors, self.cutoff + size + 0.5, region, loose=guest)
+        if not len(seen):
+            # Nothing but the adsorbate moves: its images would be seen by no one.
+            keep = ~guest[parent] | (shift.norm(dim=1) < 1e-3)
+            parent, shift = parent[keep], shift[keep]
+        anchor, home = int(guest_of(descriptor)[0]), shift.norm(dim=1) < 1e-3
+        skip = (mobile[:, None] == parent) & home | guest[mobile][:, None] & guest[parent] & ~home
+        radii = covalent_radii(descriptor.numbers).float()
+        return _Scene(mobile, parent, shift, skip, radii[mobile][:, None] + radii[parent], guest[mobile], anchor, frame)
+
+    def _embed(self, descriptor: Descriptor) -> Tensor:
+        """(N, W): what an atom is, and which of the adsorbate's it is."""
+        role = role_of(descriptor)
+        place = torch.where(role == ADSORBATE, 1 + descriptor.node[:, 2].clamp(1, _ATOMS), (role == FREE).long())
+        return self.element(properties(descriptor.numbers).float()) + self.place[place]
+
+    def _slab(self, descriptor: Descriptor, scene: _Scene) -> Tensor:
+        """(1, N, W): features of all atoms, those of the slab aware of their surroundings in the reference structure."""
+        role = role_of(descriptor)
+        fixed = (role != ADSORBATE).nonzero()[:, 0]
+        reference = descriptor.reference.positions[0].float()[fixed]  # type: ignore[union-attr]
+        vectors = (scene.frame.vectors @ scene.frame.axes).float()
+        region = Region(*(reference @ torch.linalg.pinv(vectors)).aminmax(dim=0))
+        parent, shift = images_within(reference, vectors, self.cutoff, region)
+        own = (torch.arange(len(fixed))[:, None] == parent) & (shift.norm(dim=1) < 1e-3)
+        seen = surroundings(reference[None], (reference[parent] + shift)[None], self.cutoff, own)
+        radii = covalent_radii(descriptor.numbers[fixed]).float()
+        radial = self.radial(seen.distance, radii[:, None] + radii[parent]) * seen.near[..., None]
+        embedded = self._embed(descriptor)
+        x = embedded[None, fixed]
+        x = x + (self.slab_near(radial) * self.sent(x)[:, None, parent]).sum(2)
+        biases = self.slab_bias(radial).permute(0, 3, 1, 2).chunk(len(self.slab_blocks), 1)
+        still = torch.zeros(1, x.shape[-1])
+        for block, bias in zip(self.slab_blocks, biases, strict=True):
+            x = block(x, x, parent, bias, seen.near, still)
+        return embedded[None].index_copy(1, fixed, x)
+
+    def _look(self, positions: Tensor, slab: Tensor, active: Tensor, descriptor: Descriptor, scene: _Scene) -> tuple[Tensor, Tensor]:
+        """Features (B, Q, W) and vectors (B, Q, 3 channels of all layers, 3) of the mobile atoms."""
+        keys = positions[:, scene.parent] + scene.shift
+        seen = surroundings(positions[:, scene.mobile], keys, self.cutoff, scene.skip)
+        radial = self.radial(seen.distance, scene.sizes) * seen.near[..., None]
+        x = slab[:, scene.mobile].expand(len(positions), -1, -1)
+        x = x + (self.near(radial) * self.sent(slab)[:, None, scene.parent]).sum(2)
+        biases = self.bias(radial).permute(0, 3, 1, 2).chunk(len(self.blocks), 1)
+        vectors = x.new_zeros(*x.shape[:2], self.channels, 3)
+        normal = scene.frame.normal.float()
+        for block, pull, bias in zip(self.blocks, self.pulls, biases, strict=True):
+            x = block(x, slab, scene.parent, bias, seen.near, active)
+            x, more = pull(x, radial, slab, scene.parent, seen, normal, vectors)
+            vectors = vectors + more
+        return x, vectors
+
+    def _read(self, x: Tensor, vectors: Tensor, positions: Tensor, scene: _Scene) -> tuple[Tangent, Tangent]:
+        """Tangents of the state's components from the mobile atoms' vectors."""
+        gates = self.head(F.silu(x))
+        normal = scene.frame.normal.float()
+        vectors = torch.cat([vectors, normal.expand(*vectors.shape[:2], 1, 3)], 2)
+        size = self.channels + 1
+        push, twist, yields = ((gates[..., k * size : (k + 1) * size, None] * vectors).sum(2) for k in range(3))
+        spread = gates[..., 3 * size :]
+        guest = scene.guest
+        whole, widths = push[:, guest].sum(1), spread[:, guest].mean(1)
+        noise = {"plane": whole @ scene.frame.axes.float().T, "height": (whole @ normal)[:, None]}
+        log_spread = {"plane": widths[:, :1], "height": widths[:, 1:2]}
+        if int(guest.sum()) > 1:
+            arms = positions[:, scene.mobile[guest]] - positions[:, scene.anchor, None]
+            noise["turn"] = torch.linalg.cross(arms, twist[:, guest]).sum(1)
+            log_spread["turn"] = widths[:, 2:3]
+        if not bool(guest.all()):
+            noise["surface"] = yields[:, ~guest].flatten(1)
+            log_spread["surface"] = spread[:, ~guest, 3:].expand(-1, -1, 3).flatten(1)
+        return noise, log_spread
+
+
+class _Pull(nn.Module):
+    """Vectors towards neighbours, weighted by what both are and how far apart; their lengths and angles go back into the features."""
+
+    def __init__(self, width: int, basis: int, channels: int) -> None:
+        super().__init__()
+        self.receiver, self.sender = nn.Linear(width, channels), nn.Linear(width, channels)
+        self.radial = nn.Linear(basis, channels, bias=False)
+        self.back = nn.Sequential(nn.Linear(3 * channels, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(
+        self, x: Tensor, radial: Tensor, slab: Tensor, parent: Tensor, seen: Surroundings, normal: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        weights = self.radial(radial) * (1 + self.sender(slab))[:, None, parent] * (1 + self.receiver(x))[:, :, None]
+        vectors = torch.einsum("bqkc,bqkx->bqcx", weights, seen.unit)
+        total = before + vectors
+        invariants = torch.cat([(total * total).sum(-1), total @ normal, (total * total.roll(1, 2)).sum(-1)], -1)
+        return x + self.back(torch.asinh(invariants)), vectors

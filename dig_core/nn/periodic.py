@@ -1,0 +1,126 @@
+"""Atoms and their periodic images within a cutoff, and attention over them: an image has its parent's key and value, its own geometry."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embed import seeded
+from .geometry import FARTHEST, SOFTENING
+
+__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "Region", "Surroundings", "images_within", "surroundings"]
+
+
+class Images(NamedTuple):
+    """K periodic images: ``parent`` (K,) atom indices, ``shift`` (K, 3) Angstrom."""
+
+    parent: Tensor
+    shift: Tensor
+
+
+class Region(NamedTuple):
+    """Where to look from: ``low``, ``high`` (2,) fractions of the cell vectors."""
+
+    low: Tensor
+    high: Tensor
+
+
+def images_within(positions: Tensor, vectors: Tensor, reach: float, region: Region, *, loose: Tensor | None = None) -> Images:
+    """Every image of atoms (S, 3) that comes within ``reach`` Angstrom of the region; ``vectors`` (2, 3) Angstrom are periodic.
+
+    ``loose`` (S,) marks atoms that may be anywhere in the home cell, fractions in [-1/2, 1/2). The number of images follows
+    from the reach and the cell: small cells have many.
+    """
+    heights = torch.linalg.cross(vectors[0], vectors[1]).norm() / vectors.norm(dim=1).flip(0)
+    margin = reach / heights + 1e-9
+    first = positions @ torch.linalg.pinv(vectors)
+    last = first
+    if loose is not None:
+        first = torch.where(loose[:, None], torch.full_like(first, -0.5), first)
+        last = torch.where(loose[:, None], torch.full_like(first, 0.5), last)
+    least = ((region.low - margin) - last.amax(0)).ceil().tolist()
+    most = ((region.high + margin) - first.amin(0)).floor().tolist()
+    steps = torch.cartesian_prod(*(torch.arange(int(a), int(b) + 1) for a, b in zip(least, most, strict=True))).to(positions)
+    inside = (last[:, None] + steps >= region.low - margin) & (first[:, None] + steps <= region.high + margin)
+    parent, step = inside.all(-1).nonzero(as_tuple=True)
+    return Images(parent, steps[step] @ vectors)
+
+
+class Surroundings(NamedTuple):
+    """What Q atoms see of K images: ``distance`` (B, Q, K) Angstrom, ``unit`` (B, Q, K, 3) towards the query, ``near`` (B, Q, K)
+    the smooth cutoff, 1 at contact and 0 beyond it."""
+
+    distance: Tensor
+    unit: Tensor
+    near: Tensor
+
+
+def surroundings(queries: Tensor, keys: Tensor, cutoff: float, skip: Tensor | None = None) -> Surroundings:
+    """Of ``queries`` (B, Q, 3) by ``keys`` (B or 1, K, 3), Angstrom; pairs where ``skip`` (Q, K) is True are not seen."""
+    gap = queries[:, :, None] - keys[:, None]
+    distance = (gap.square().sum(-1) + SOFTENING).sqrt()
+    # The polynomial envelope of arXiv:2003.03123 with p = 4: three derivatives vanish at the cutoff.
+    x = (distance / cutoff).clamp(max=1.0)
+    near = 1 - 15 * x**4 + 24 * x**5 - 10 * x**6
+    if skip is not None:
+        near = near.masked_fill(skip, 0.0)
+    return Surroundings(distance, gap / distance[..., None], near)
+
+
+class EnvelopedBasis(nn.Module):
+    """Gaussians of the distance, denser near contact, of which each pair's sum of radii sets the unit of length.
+
+    ``sizes`` of a pair stretches distances, so that one basis serves small and large atoms alike.
+    """
+
+    def __init__(self, basis: int, cutoff: float) -> None:
+        super().__init__()
+        grid = torch.linspace(0, 1, basis)
+        self.centres = nn.Parameter(0.25 + (cutoff / 2.0 - 0.25) * grid**1.3)
+        spacing = 1.3 * (cutoff / 2.0) * grid.clamp(min=1 / basis) ** 0.3 / basis
+        self.sharpness = nn.Parameter(1 / spacing)
+
+    def forward(self, distance: Tensor, sizes: Tensor) -> Tensor:
+        """``distance`` (B, Q, K) and ``sizes`` (Q, K) Angstrom -> (B, Q, K, basis)."""
+        scaled = (distance / sizes)[..., None] * self.sharpness - self.centres * self.sharpness
+        return scaled.square().neg().clamp(min=-FARTHEST).exp()
+
+
+class ImageAttention(nn.Module):
+    """Pre-LN attention of atoms over images of atoms, with the time in the norms, then a feed-forward layer."""
+
+    def __init__(self, width: int, heads: int, ffn: int, seed: int) -> None:
+        super().__init__()
+        self.heads = heads
+        with seeded(seed):
+            self.modulation = nn.Linear(width, 6 * width)
+            self.query = nn.Linear(width, width, bias=False)
+            self.key_value = nn.Linear(width, 2 * width, bias=False)
+            self.mix = nn.Linear(width, width, bias=False)
+            self.widen = nn.Linear(width, ffn * width, bias=False)
+            self.narrow = nn.Linear(ffn * width, width, bias=False)
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, others: Tensor, parent: Tensor, bias: Tensor, near: Tensor, time: Tensor) -> Tensor:
+        """``x`` (B, Q, W); ``others`` (B or 1, S, W), of which image k is ``parent[k]``; ``bias`` (B, heads, Q, K); ``near`` (B, Q, K);
+        ``time`` (T, W) with T = 1 or B -> (B, Q, W)."""
+        b, q, w = x.shape
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
+        normed = torch.addcmul(shift1, F.layer_norm(x, (w,)), 1 + scale1)
+        query = self.query(normed).view(b, q, self.heads, -1).transpose(1, 2)
+        both = self.key_value(F.layer_norm(others, (w,))).view(len(others), -1, 2, self.heads, w // self.heads)
+        key, value = both.permute(2, 0, 3, 1, 4)
+        logits = (query @ key.transpose(2, 3) * (w // self.heads) ** -0.5)[..., parent] + bias
+        # The envelope multiplies the weights, so that an image enters at the cutoff without a jump; 1 is the weight of silence.
+        top = logits.detach().amax(-1, keepdim=True).clamp_min(0.0)
+        weights = near[:, None] * torch.exp(logits - top)
+        weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(-top))
+        # Images of one parent share its value: their weights add up first.
+        heard = (weights @ F.one_hot(parent, others.shape[1]).to(x.dtype) @ value).transpose(1, 2).reshape(b, q, w)
+        x = x + (1 + gate1) * self.mix(heard)
+        hidden = F.silu(self.widen(torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)))
+        return x + (1 + gate2) * self.narrow(hidden)

@@ -1,0 +1,115 @@
+"""An adsorbate on a slab: its descriptor, and the frame that the slab gives (which way is up, how the surface repeats)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import IncompatibleError, UnsupportedError
+from ..types import Geometry
+from .descriptor import Descriptor
+
+__all__ = ["ADSORBATE", "FREE", "FROZEN", "SURFACE_SCHEMA", "Frame", "frame_of", "guest_of", "role_of", "surface"]
+
+SURFACE_SCHEMA = "surface/1"
+"""Columns of ``node``: atomic number, role, place in the adsorbate (1 for the atom that binds; 0 for the slab). ``pair`` has none."""
+
+FROZEN, FREE, ADSORBATE = 0, 1, 2
+
+
+class Frame(NamedTuple):
+    """What positions are measured against; float64.
+
+    ``axes`` (2, 3) orthonormal, in the surface plane; ``normal`` (3,) points from the slab to the adsorbate; ``vectors``
+    (2, 2) Angstrom, the periodic cell vectors in the axes; ``top`` Angstrom, height of the outermost slab atom along the normal.
+    """
+
+    axes: Tensor
+    normal: Tensor
+    vectors: Tensor
+    top: float
+
+
+def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, conditions=()) -> Descriptor:
+    """Descriptor of an adsorbate on one side of a slab.
+
+    Parameters
+    ----------
+    numbers: (N,) atomic numbers; positions: (N, 3) Angstrom, the reference structure; cell: (3, 3) Angstrom, rows.
+    adsorbate: indices of the adsorbate's atoms, the one that binds before the others; they move as one rigid body.
+    free: indices of slab atoms that may relax; all other slab atoms stay where they are.
+    vacuum: which cell vector crosses the vacuum; the other two are periodic.
+    conditions: (C,) numbers besides the structure that the law depends on, such as a reduced temperature's logarithm.
+
+    Raises
+    ------
+    IncompatibleError: indices out of range or in both lists, no slab, an adsorbate that stands inside the slab.
+    """
+    numbers = torch.as_tensor(numbers, dtype=torch.long)
+    n = len(numbers)
+    role = torch.full((n,), FROZEN)
+    for name, indices, value in (("free", free, FREE), ("adsorbate", adsorbate, ADSORBATE)):
+        indices = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
+        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < n):
+            raise IncompatibleError(f"{name} must name atoms 0..{n - 1}, got an index {int(indices.min())} to {int(indices.max())}.")
+        if bool((role[indices] != FROZEN).any()):
+            raise IncompatibleError(f"an atom is named both as free and as adsorbate, or twice: {indices.tolist()}.")
+        role[indices] = value
+    order = torch.as_tensor(adsorbate, dtype=torch.long).reshape(-1)
+    if not 0 < len(order) < n:
+        raise IncompatibleError(f"expected an adsorbate and a slab, got {len(order)} adsorbate atoms of {n}.")
+    place = torch.zeros(n, dtype=torch.long)
+    place[order] = torch.arange(1, len(order) + 1)
+    positions = torch.as_tensor(positions, dtype=torch.float64).reshape(1, n, 3)
+    cell = torch.as_tensor(cell, dtype=torch.float64).reshape(1, 3, 3)
+    pbc = torch.ones(3, dtype=torch.bool)
+    pbc[vacuum] = False
+    descriptor = Descriptor(
+        numbers=numbers, node=torch.stack([numbers, role, place], 1), pair=torch.zeros(n, n, 0, dtype=torch.long),
+        bonds=torch.zeros(0, 2, dtype=torch.long), mobile=role != FROZEN, reference=Geometry(positions, cell), pbc=pbc,
+        schema=SURFACE_SCHEMA, conditions=torch.as_tensor(conditions, dtype=torch.float64).reshape(-1),
+    )  # fmt: skip
+    frame_of(descriptor)
+    return descriptor
+
+
+def role_of(descriptor: Descriptor) -> Tensor:
+    """(N,) FROZEN, FREE or ADSORBATE; raises UnsupportedError for a descriptor of something else."""
+    if descriptor.schema != SURFACE_SCHEMA:
+        raise UnsupportedError(
+            f"expected the descriptor of an adsorbate on a slab ({SURFACE_SCHEMA}), got {descriptor.schema}: use surface()."
+        )
+    return descriptor.node[:, 1]
+
+
+def guest_of(descriptor: Descriptor) -> Tensor:
+    """(A,) indices of the adsorbate's atoms, the one that binds first."""
+    place = torch.where(role_of(descriptor) == ADSORBATE, descriptor.node[:, 2], 0)
+    return place.argsort()[len(place) - int((place > 0).sum()) :]
+
+
+def frame_of(descriptor: Descriptor) -> Frame:
+    """The frame that the reference structure gives. Raises IncompatibleError if the adsorbate stands inside the slab."""
+    role = role_of(descriptor)
+    reference = descriptor.reference
+    if reference is None or reference.cell is None:
+        raise IncompatibleError("an adsorbate's descriptor needs reference positions and a cell: use surface().")
+    positions, cell = reference.positions[0].double(), reference.cell[0].double()
+    a, b = cell[descriptor.pbc]
+    normal = torch.linalg.cross(a, b)
+    if not float(normal.norm()) > 1e-6:
+        raise IncompatibleError(f"the periodic cell vectors {a.tolist()} and {b.tolist()} do not span a plane.")
+    normal = normal / normal.norm()
+    height = positions @ normal
+    slab, guest = height[role != ADSORBATE], height[role == ADSORBATE]
+    if float(guest.mean()) < float(slab.mean()):
+        normal, slab, guest = -normal, -slab, -guest
+    if float(guest.max()) < 0.5 * float(slab.max() + slab.mean()):
+        raise IncompatibleError(
+            f"the adsorbate stands inside the slab, {float(slab.max() - guest.max()):.1f} Angstrom below its surface: place it on one side."
+        )
+    first = a / a.norm()
+    axes = torch.stack([first, torch.linalg.cross(normal, first)])
+    return Frame(axes, normal, torch.stack([axes @ a, axes @ b]), float(slab.max()))

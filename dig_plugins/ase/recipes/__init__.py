@@ -1,0 +1,1 @@
+"""How the shipped adsorption models were made; run as scripts, resumable."""
