@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import openmm
 import torch
@@ -14,12 +12,9 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.types import Geometry
 
 from .convert import NM_PER_ANGSTROM, check_supported, helix, kelvin, reduced_unit, to_nanometers
+from .platforms import ACCELERATORS, candidates, fastest, present
 
 __all__ = ["OpenMMEnergy"]
-
-# Accelerators compute in float32 unless told otherwise; energies go into Monte Carlo weights.
-_ACCELERATORS = {"CUDA": {"Precision": "mixed"}, "HIP": {"Precision": "mixed"}, "OpenCL": {"Precision": "mixed"}}
-_TIMED_EVALUATIONS, _TIMED_SECONDS = 20, 1.0
 
 
 class OpenMMEnergy:
@@ -59,10 +54,12 @@ class OpenMMEnergy:
         self._parameters: dict[str, float] = {}
         self._context: openmm.Context | None = None
         if platform == "auto":
-            self._platform, self._properties = self._fastest(threads)
+            # The time does not depend on the conformation.
+            chosen = fastest(self._build, candidates(self.n_atoms, threads), helix(self.n_atoms), forces=True)
+            self._platform, self._properties, self._context = chosen
         else:
             self._platform = platform
-            per_platform = _ACCELERATORS if threads is None else {**_ACCELERATORS, "CPU": {"Threads": str(threads)}}
+            per_platform = ACCELERATORS if threads is None else {**ACCELERATORS, "CPU": {"Threads": str(threads)}}
             self._properties = per_platform.get(platform, {})
         if self._context is None:
             self._context = self._build(self._platform, self._properties)
@@ -158,40 +155,14 @@ class OpenMMEnergy:
         return self._context
 
     def _build(self, platform: str, properties: dict[str, str]) -> openmm.Context:
-        present = _platforms()
-        if platform not in present:
-            raise IncompatibleError(f"expected a platform among {sorted(present)} or 'auto', got {platform!r}.")
+        if platform not in present():
+            raise IncompatibleError(f"expected a platform among {sorted(present())} or 'auto', got {platform!r}.")
         system = openmm.XmlSerializer.deserialize(self._xml)
         integrator = openmm.VerletIntegrator(1.0 * unit.femtosecond)
         context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
         for name, value in self._parameters.items():
             context.setParameter(name, value)
         return context
-
-    def _fastest(self, threads: int | None) -> tuple[str, dict[str, str]]:
-        """Time every candidate, keep the fastest one's Context."""
-        best = np.inf
-        chosen = ("Reference", {})
-        for platform, properties in self._candidates(threads):
-            try:
-                context = self._build(platform, properties)
-                seconds = _seconds(context, self.n_atoms)
-            except openmm.OpenMMException:
-                # A platform may be installed without its device, or not know one of the forces.
-                continue
-            if seconds < best:
-                best, chosen, self._context = seconds, (platform, properties), context
-        return chosen
-
-    def _candidates(self, threads: int | None) -> list[tuple[str, dict[str, str]]]:
-        if threads is not None:
-            counts = [{"Threads": str(threads)}]
-        else:
-            # Hand-offs between threads cost more than they save on small molecules.
-            counts = [{"Threads": "1"}] + ([{}] if self.n_atoms > 100 else [])
-        candidates = [("Reference", {}), *(("CPU", properties) for properties in counts), *_ACCELERATORS.items()]
-        present = _platforms()
-        return [(name, properties) for name, properties in candidates if name in present]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_context": None}
@@ -241,21 +212,3 @@ def _read_forces(state: openmm.State, out: np.ndarray) -> None:
         state._getVectorAsNumpy(openmm.State.Forces, out)
     else:
         out[:] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-
-
-def _platforms() -> set[str]:
-    return {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
-
-
-def _seconds(context: openmm.Context, n_atoms: int) -> float:
-    """Seconds an evaluation takes: the least of a few, since other work on the machine only ever adds."""
-    positions = helix(n_atoms)  # the time does not depend on the conformation
-    best, started = np.inf, time.perf_counter()
-    for _ in range(_TIMED_EVALUATIONS):
-        begin = time.perf_counter()
-        context.setPositions(positions)
-        context.getState(energy=True, forces=True).getForces(asNumpy=True)
-        best = min(best, time.perf_counter() - begin)
-        if begin - started > _TIMED_SECONDS:
-            break
-    return best

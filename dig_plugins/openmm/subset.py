@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import openmm
 import torch
@@ -17,11 +15,11 @@ from dig_core.types import Geometry
 
 from .constraints import without_constraints
 from .convert import NM_PER_ANGSTROM, kelvin, label, reduced_unit, to_nanometers
-from .energy import _ACCELERATORS, OpenMMEnergy
+from .energy import OpenMMEnergy
+from .platforms import candidates, fastest
 
 __all__ = ["EnvironmentPool", "SubsetEnergy", "check_environment", "check_subset", "subtopology", "unwrap"]
 
-_SMALL = 500  # particles
 _LIQUID = 5.0  # atoms a nm^3: water has 100, liquid argon 21, any gas at 1 bar less than 0.2
 
 
@@ -70,7 +68,8 @@ class SubsetEnergy(OpenMMEnergy):
         whole = unwrap(self._surroundings[self.atoms], self.bonds, self._box)
         self._surroundings[self.atoms] = whole
         if self._platform == "auto":
-            self._platform, self._properties = self._fastest(self._threads)
+            among = candidates(len(self._surroundings), self._threads)
+            self._platform, self._properties, self._context = fastest(self._build, among, self._surroundings, forces=False)
         known = self._ready().getParameters()
         self._parameters = {name: value for name, value in dict(state.getParameters()).items() if name in known}
         for name, value in self._parameters.items():
@@ -109,46 +108,22 @@ class SubsetEnergy(OpenMMEnergy):
         kt = reduced_unit(self.temperature)
         return energies / kt, forces * (-NM_PER_ANGSTROM / kt)
 
-    def _fastest(self, threads: int | None) -> tuple[str, dict[str, str]]:
-        """The platform that evaluates the surroundings soonest; its Context is kept."""
-        best, chosen, kept, around = np.inf, ("Reference", {}), None, self._known()
-        counts = [{"Threads": str(threads)}] if threads is not None else [{"Threads": "1"}] + ([{}] if len(around) > 100 else [])
-        candidates = [*(("CPU", properties) for properties in counts), *_ACCELERATORS.items()]
-        if len(around) <= _SMALL:
-            # Beyond that it takes seconds for what others do in milliseconds, and is not worth the wait to find out.
-            candidates.append(("Reference", {}))
-        for name, properties in candidates:
-            try:
-                self._context = self._build(name, properties)
-                seconds = _seconds(self._ready(), around)
-            except (openmm.OpenMMException, IncompatibleError):
-                # A platform may not be installed, or without its device, or not know one of the forces.
-                continue
-            if seconds < best:
-                best, chosen, kept = seconds, (name, properties), self._context
-        self._context = kept
-        return chosen
-
     def _known(self) -> np.ndarray:
         if self._surroundings is None:
             raise IncompatibleError("the environment is not known yet: call observe(simulation.context) first.")
         return self._surroundings
+
+    def _build(self, platform: str, properties: dict[str, str]) -> openmm.Context:
+        context = super()._build(platform, properties)
+        if self._box is not None:
+            context.setPeriodicBoxVectors(*self._box)
+        return context
 
     def _ready(self) -> openmm.Context:
         context = super()._ready()
         if self._box is not None:
             context.setPeriodicBoxVectors(*self._box)
         return context
-
-
-def _seconds(context: openmm.Context, positions: np.ndarray) -> float:
-    best = np.inf
-    for _ in range(4):
-        begin = time.perf_counter()
-        context.setPositions(positions)
-        context.getState(energy=True)
-        best = min(best, time.perf_counter() - begin)
-    return best
 
 
 class EnvironmentPool(Pool):

@@ -13,7 +13,7 @@ from dig_core.energy import AnalyticScore, GaussianMixture, WrappedMixture
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
-from dig_core.testing import LawEnergy, toy
+from dig_core.testing import Bare, LawEnergy, toy
 from dig_core.training.basins import langevin_step
 from dig_core.training.fit import Progress, Task, fit
 from dig_core.training.frames import with_forces
@@ -112,6 +112,22 @@ def test_overlaps_and_failures_die_out():
     flat = run.frames.state["flat"]
     assert float(flat.abs().max()) < 1.51 and abs(float((flat < 0).double().mean()) - 0.3) < 0.08
     assert len(run.history[-1]["rungs"]) < 40
+
+
+def test_a_ring_closes_on_the_way_and_not_all_at_once():
+    """A stiff bond far away, among loose coordinates: many walkers find it, and not the heirs of a few."""
+    process = Joint(x=Diffusion(Euclidean(24), LogSNR(6.0, -6.0)))
+    network = ResidualMLP({"x": 24}, [], width=8, blocks=1, frequencies=2)
+    dig, there = toy(NoiseScore(network, process).requires_grad_(False), card=Card(steps=4)), torch.tensor([2.0, -1.0, 1.5])
+
+    def energy(geometry: Geometry) -> torch.Tensor:
+        x = Bare(process).encode(geometry)[0]["x"]
+        return 500 * (x[:, :3] - there).square().sum(1) + 0.5 * x[:, 3:].square().sum(1)
+
+    run = fit(dig, [Population(1000, 6)], energy=energy, seed=1, progress=False)
+    assert run.history[-1]["families"] > 0.02
+    ring, loose = run.frames.state["x"].split([3, 21], dim=1)
+    assert float((ring - there).square().mean()) == pytest.approx(1e-3, rel=0.1) and float(loose.square().mean()) == pytest.approx(1, rel=0.1)
 
 
 def test_langevin_steps_keep_their_law():

@@ -12,6 +12,7 @@ openmm = pytest.importorskip("openmm")
 from openmm import app, unit  # noqa: E402
 
 import dig_plugins.openmm.training as training  # noqa: E402
+from dig_core.coordinates.measure import angle, bond  # noqa: E402
 from dig_core.dig import DiG  # noqa: E402
 from dig_core.errors import CheckpointError, IncompatibleError, UnsupportedError  # noqa: E402
 from dig_plugins.mdtraj import read_positions  # noqa: E402
@@ -20,7 +21,7 @@ from dig_plugins.openmm.energy import OpenMMEnergy  # noqa: E402
 from dig_plugins.openmm.montecarlo import DiGMonteCarlo  # noqa: E402
 from dig_plugins.openmm.training import fit, fit_files  # noqa: E402
 from dig_plugins.progress import training_picture  # noqa: E402
-from tests.plugins.known import assert_exact, chain_molecule, simulation_of  # noqa: E402
+from tests.plugins.known import KT, assert_exact, chain_molecule, simulation_of  # noqa: E402
 
 SMALL = {"seed": 3, "budget": 4.0, "progress": False}
 
@@ -69,6 +70,45 @@ def test_chains_of_that_model_are_exact(trained, molecule):
     chain = DiGMonteCarlo(simulation_of(*molecule), found.dig, md_steps=0, proposals=64, batch=512, seed=5)
     positions = np.concatenate([chain.step().positions for _ in range(160)])
     assert_exact(positions, OpenMMEnergy(molecule[1], 300)(to_geometry(positions)).numpy())
+
+
+def acetonitrile():
+    """Harmonic bonds and angles: the bend of C-C-N, an angle at rest when straight, knows nothing of the others."""
+    topology, system = app.Topology(), openmm.System()
+    residue = topology.addResidue("ACN", topology.addChain())
+    atoms = [topology.addAtom(f"{s}{i}", app.Element.getBySymbol(s), residue) for i, s in enumerate("CCNHHH")]
+    stretch, bend = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
+    for mass in (12, 12, 14, 1, 1, 1):
+        system.addParticle(mass)
+    for i, j, length, k in [(0, 1, 0.146, 2.5e5), (1, 2, 0.1155, 8e5), *((0, h, 0.109, 2.8e5) for h in (3, 4, 5))]:
+        topology.addBond(atoms[i], atoms[j])
+        stretch.addBond(i, j, length, k)
+    hydrogens = [(h, 0, 1, 1.92, 400.0) for h in (3, 4, 5)] + [(3, 0, 4, 1.9, 300.0), (3, 0, 5, 1.9, 300.0), (4, 0, 5, 1.9, 300.0)]
+    for i, j, k, theta, stiffness in [(0, 1, 2, np.pi, 250.0), *hydrogens]:
+        bend.addAngle(i, j, k, theta, stiffness)
+    system.addForce(stretch)
+    system.addForce(bend)
+    positions = [[0.0, 0, 0], [0.146, 0, 0], [0.2615, 0, 0], [-0.037, 0.1025, 0], [-0.037, -0.051, 0.0887], [-0.037, -0.051, -0.0887]]
+    return topology, system, np.array(positions)
+
+
+@pytest.mark.slow
+def test_a_straight_group_from_its_force_field_alone():
+    """The mean square bend of C-C-N and the C-N bond, known by quadrature: densities sin(a) exp(-u) and b^2 exp(-u)."""
+    topology, system, positions = acetonitrile()
+    found = fit(system, topology, 300, positions=positions, seed=3, budget=20.0, progress=False)
+    assert found.raw_ess > 0.3 and len(found.dig.coordinates.zmatrix.straight) == 1
+    chain = DiGMonteCarlo(simulation_of(topology, system, positions), found.dig, md_steps=0, proposals=64, batch=512, seed=5)
+    points = torch.as_tensor(np.concatenate([chain.step().positions for _ in range(160)]))
+    a, b = np.linspace(2.0, np.pi, 20_001), np.linspace(0.1, 0.13, 20_001)
+    bent, length = np.pi - angle(points, [(0, 1, 2)])[:, 0].numpy(), bond(points, [(1, 2)])[:, 0].numpy()
+    for values, weight, exact in (
+        (bent**2, np.sin(a) * np.exp(-125 * (a - np.pi) ** 2 / KT), (np.pi - a) ** 2),
+        (length, b**2 * np.exp(-4e5 * (b - 0.1155) ** 2 / KT), b),
+    ):
+        means = values.reshape(40, -1).mean(1)
+        z = (means.mean() - (exact * weight).sum() / weight.sum()) / (means.std(ddof=1) / 40**0.5)
+        assert abs(z) < 4, z
 
 
 def test_files_tell_the_whole_story(trained):
