@@ -31,7 +31,7 @@ CORE_OPTIONAL = {"pymbar"}
 
 ENGINES = {
     "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer"},
-    "ase": {"ase", "scipy", "chgnet"},  # scipy comes with ase; chgnet labels what the recipes train on
+    "ase": {"ase", "scipy", "matplotlib", "chgnet"},  # scipy and matplotlib come with ase; chgnet labels what the recipes train on
     "pymatgen": {"pymatgen", "spglib"},
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},

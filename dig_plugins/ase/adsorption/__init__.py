@@ -15,10 +15,15 @@ _HOME = {
     "SurfaceMap": "maps",
     "anomalies": "anomaly",
     "check_slab": "role",
+    "at_temperature": "describe",
+    "describe_adsorption": "describe",
     "enumerate_sites": "mesh",
+    "fit_adsorption": "training",
     "grid_search": "grid",
     "place_adsorbate": "place",
+    "on_slab": "sample",
     "roles": "role",
+    "sample_adsorption": "sample",
     "slab_frame": "frame",
 }
 

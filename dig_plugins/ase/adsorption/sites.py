@@ -145,7 +145,7 @@ class SiteSet:
         for row, site in zip(self.table(), self.sites, strict=True):
             if site.positions is not None:
                 atoms = self.slab + Atoms(self.numbers, positions=site.positions)
-                atoms.info |= {f"dig_{key}": value for key, value in row.items() if value is not None}
+                atoms.info = {f"dig_{key}": value for key, value in row.items() if value is not None}
                 made.append(atoms)
         return made
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dig_core.errors import IncompatibleError, UnsupportedError
 
-from .frame import slab_frame
+from .frame import SlabFrame, slab_frame
 from .maps import SurfaceMap
 from .plane import shortest
 from .symmetry import primitive_lattice
@@ -179,7 +179,8 @@ class SiteSurfaceCalculator(Calculator):
         super().__init__()
         self.surface, self.adsorbate_index = surface, adsorbate_index
         self._slab = slab
-        self._placed: dict[bool, SiteSurface] = {}
+        self._frame: SlabFrame | None = None
+        self._placed: dict[int, SiteSurface] = {}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=None):
         """Zero for the bare slab. Raises UnsupportedError unless the structure is a slab of the metal with this one adsorbate."""
@@ -200,19 +201,19 @@ class SiteSurfaceCalculator(Calculator):
 
     def _place(self, index: int) -> SiteSurface:
         """On the given slab, or on that of the first structure seen: one that has moved since is refused."""
-        slab = self.atoms[[i for i in range(len(self.atoms)) if i != index]]
+        others = np.delete(self.atoms.positions, index, 0)
         if self._slab is None:
-            self._slab = slab.copy()
-        moved = np.abs(slab.positions - self._slab.positions).max() if len(slab) == len(self._slab) else np.inf
+            self._slab = self.atoms[np.delete(np.arange(len(self.atoms)), index)]
+        moved = np.abs(others - self._slab.positions).max() if others.shape == self._slab.positions.shape else np.inf
         if moved > 1e-3:
             raise IncompatibleError(
                 "the slab has changed: this energy is that of a rigid one; use FixAtoms, or a new calculator."
             )
-        whole = self._slab + self.atoms[[index]]
-        side = float(slab_frame(whole, adsorbate=np.array([len(slab)])).normal @ slab_frame(self._slab).normal) > 0
+        if self._frame is None:
+            self._frame = slab_frame(self._slab)
+        side = 1 if self._frame.height(self.atoms.positions[index]) > -self._frame.thickness / 2 else -1
         if side not in self._placed:
-            up = slab_frame(self._slab).normal
-            self._placed[side] = self.surface.on(self._slab, normal=up if side else -up)
+            self._placed[side] = self.surface.on(self._slab, normal=side * self._frame.normal)
         return self._placed[side]
 
 

@@ -1,0 +1,87 @@
+"""A slab and its adsorbate as the descriptor that models of adsorption read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.system.descriptor import Descriptor
+from dig_core.system.surface import surface
+
+from .role import check_slab, roles
+
+__all__ = ["at_temperature", "check_scope", "describe_adsorption"]
+
+_REFERENCE = 1000.0
+"""K at which the condition ln(T / 1000 K) of a descriptor is zero."""
+
+
+def describe_adsorption(
+    atoms: Atoms, adsorbate_indices, *, temperature: float, anchor: int | None = None, yielding: bool = False
+) -> Descriptor:
+    """Descriptor of ``atoms``, a slab with an adsorbate on one side.
+
+    Parameters
+    ----------
+    adsorbate_indices: the adsorbate's atoms. anchor: the index among them of the one that binds, the first if None.
+    temperature: K. yielding: slab atoms that no FixAtoms holds may move; otherwise the whole slab stays as it is given.
+
+    Raises
+    ------
+    IncompatibleError: no vacuum, the wrong axis periodic, an adsorbate inside the slab, indices out of range, no temperature.
+    """
+    found = roles(atoms, adsorbate_indices)
+    if not len(found.adsorbate):
+        raise IncompatibleError("expected the adsorbate's indices, got none: place one first (place_adsorbate).")
+    frame = check_slab(atoms, found)
+    # The vacuum axis is the cell vector that leaves the surface plane.
+    vacuum = int(np.abs(atoms.cell.array @ frame.normal).argmax())
+    order = [int(i) for i in found.adsorbate]
+    if anchor is not None:
+        anchor = int(anchor) % len(atoms)
+        if anchor not in order:
+            raise IncompatibleError(f"the anchor, atom {anchor}, is not one of the adsorbate's atoms {order}.")
+        order = [anchor, *(i for i in order if i != anchor)]
+    free = found.free if yielding else ()
+    made = surface(
+        torch.as_tensor(atoms.numbers), torch.as_tensor(atoms.positions), torch.as_tensor(atoms.cell.array), order,
+        free=torch.as_tensor(np.asarray(free, dtype=np.int64)), vacuum=vacuum,
+    )  # fmt: skip
+    return at_temperature(made, temperature)
+
+
+def at_temperature(descriptor: Descriptor, temperature: float) -> Descriptor:
+    """The same system at another temperature, K."""
+    if not temperature > 0:
+        raise IncompatibleError(f"expected a temperature in K, got {temperature!r}.")
+    conditions = torch.tensor([math.log(temperature / _REFERENCE)], dtype=torch.float64)
+    return replace(descriptor, conditions=conditions)
+
+
+def check_scope(dig: DiG, atoms: Atoms, adsorbate: np.ndarray, temperature: float) -> None:
+    """Refuse what the model has never seen, by name: elements of the slab, the adsorbate, the temperature.
+
+    Raises UnsupportedError; models that do not say what they know are not checked.
+    """
+    scope = dig.card.scope
+    guest = atoms[list(adsorbate)]
+    formula = guest.get_chemical_formula(mode="hill")
+    slab = sorted(set(atoms.symbols[np.setdiff1d(np.arange(len(atoms)), adsorbate)]))
+    strange = [symbol for symbol in slab if symbol not in scope.get("slab", slab)]
+    wrong = [f"{', '.join(strange)} in the slab (it knows {', '.join(scope['slab'])})"] if strange else []
+    if formula not in scope.get("adsorbate", [formula]):
+        wrong.append(f"the adsorbate {formula} (it knows {', '.join(scope['adsorbate'])})")
+    low, high = scope.get("temperature", [0.0, math.inf])
+    if not low <= temperature <= high:
+        wrong.append(f"{temperature:g} K (it knows {low:g} to {high:g} K)")
+    if wrong:
+        raise UnsupportedError(
+            f"the model {dig.card.name!r} has not been trained on {'; '.join(wrong)}. Train on it with fit_adsorption, "
+            "or pass unseen=True to take its guess: with an energy, weights and chains stay exact."
+        )
