@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rotations import half_angle, series
+from .rotations import half_angle, half_cotangent, series
 
 __all__ = ["Radial", "angle_density", "angle_step"]
 
@@ -33,10 +33,6 @@ _TURNS = 2
 _SINH = [1 / math.factorial(2 * n + 1) for n in range(12)]
 _COSH = [1 / math.factorial(2 * n) for n in range(12)]
 _BEND = [(2 * n + 2) / math.factorial(2 * n + 3) for n in range(12)]
-# (1 - (a / 2) cot(a / 2)) / a^2 in powers of a^2: |B_2n| / (2 n)! (Abramowitz and Stegun, 4.3.70).
-_COTANGENT = [
-    1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600, 3617 / 10670622842880000,
-]  # fmt: skip
 
 _CELLS, _SPAN = 32, 10.0
 _NODES, _WEIGHTS = (torch.from_numpy(0.5 * x) for x in np.polynomial.legendre.leggauss(4))
@@ -79,18 +75,15 @@ def _by_turns(square: Tensor, variance: Tensor) -> Radial:
 
     2 (-1)^k exp(-c^2 / (2 v)) (cosh b - c^2 / v sinh(b) / b).
     """
-    cosine, sine = half_angle(square)
+    sine = half_angle(square)[1]
     total, slope = torch.ones_like(square), torch.zeros_like(square)
     for k in range(1, _TURNS):
         rate, sign = (2 * math.pi * k) / variance, 2.0 * (-1) ** k
         cosh, sinh, bend = _hyperbolic(rate**2 * square, math.pi * k * rate)
         total = total + sign * (cosh - 2 * math.pi * k * rate * sinh)
         slope = slope + sign * rate**2 * (sinh - 2 * math.pi * k * rate * bend)
-    small = square < 0.25
-    far = torch.where(small, torch.ones_like(square), square)
-    cotangent = torch.where(small, series(_COTANGENT, torch.where(small, square, 0)), (1 - 0.5 * cosine / sine) / far)
     log = 0.5 * math.log(2 * math.pi) - 1.5 * variance.log() + variance / 8 - 0.5 * square / variance - sine.log() + total.log()
-    return Radial(log, cotangent - 1 / variance + slope / total)
+    return Radial(log, half_cotangent(square) - 1 / variance + slope / total)
 
 
 def _hyperbolic(square: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:

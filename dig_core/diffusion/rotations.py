@@ -7,13 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["compose", "half_angle", "inverse", "quaternion", "rotation_matrix", "rotation_vector", "series", "vector_of"]
+__all__ = ["compose", "half_angle", "half_cotangent", "inverse", "quaternion", "rotation_matrix", "rotation_vector", "series", "vector_of"]
 
 # Quaternions (..., 4) are unit, the scalar first.
 
 _COSINE = [(-0.25) ** n / math.factorial(2 * n) for n in range(9)]
 _SINE = [0.5 * (-0.25) ** n / math.factorial(2 * n + 1) for n in range(9)]
 _ARCSINE = [2 * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(12)]
+# (1 - (a / 2) cot(a / 2)) / a^2 in powers of a^2: |B_2n| / (2 n)! (Abramowitz and Stegun, 4.3.70).
+_COTANGENT = [
+    1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600, 3617 / 10670622842880000,
+]  # fmt: skip
 
 
 def rotation_matrix(vector: Tensor) -> Tensor:
@@ -85,6 +89,14 @@ def half_angle(square: Tensor) -> tuple[Tensor, Tensor]:
     inside = torch.where(small, square, 0)
     cosine = torch.where(small, series(_COSINE, inside), torch.cos(0.5 * angle))
     return cosine, torch.where(small, series(_SINE, inside), torch.sin(0.5 * angle) / angle)
+
+
+def half_cotangent(square: Tensor) -> Tensor:
+    """(1 - (a / 2) cot(a / 2)) / a^2 of ``square`` = a^2."""
+    small = square < 0.25
+    cosine, sine = half_angle(square)
+    far = (1 - 0.5 * cosine / sine) / torch.where(small, torch.ones_like(square), square)
+    return torch.where(small, series(_COTANGENT, torch.where(small, square, 0)), far)
 
 
 def series(coefficients: list[float], x: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from ..random import Streams
 from .igso3 import angle_density, angle_step
-from .rotations import compose, half_angle, inverse, quaternion, rotation_matrix, rotation_vector, vector_of
+from .rotations import (
+    compose,
+    half_angle,
+    half_cotangent,
+    inverse,
+    quaternion,
+    rotation_matrix,
+    rotation_vector,
+    vector_of,
+)
 from .spaces import TWO_PI
 
 __all__ = ["SO3", "rotation_matrix", "rotation_vector"]
@@ -45,6 +54,11 @@ class SO3:
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return (rotation_matrix(self.log(x, y)) @ v[..., None])[..., 0]
+
+    def rate(self, u: Tensor, v: Tensor) -> Tensor:
+        """The inverse of the exponential map's derivative: v - u x v / 2 + (1 - (a / 2) cot(a / 2)) u x (u x v) / a^2, a = |u|."""
+        turned = torch.linalg.cross(u, v)
+        return v - 0.5 * turned + half_cotangent(u.square().sum(-1, keepdim=True)) * torch.linalg.cross(u, turned)
 
     def uniform(self, rng: Streams) -> Tensor:
         # A normal law in four dimensions has no preferred direction, and unit quaternions carry the Haar measure.

@@ -26,7 +26,8 @@ class Space(Protocol):
 
     ``project`` maps ambient vectors onto the tangent space (idempotent); ``exp(x, v)`` moves along a tangent and stays on
     the space; ``log(x, y)`` is its shortest inverse; ``basis`` (dim, *shape) is an orthonormal tangent basis, for exact traces;
-    ``transport(x, y, v)`` carries a tangent at x along to y, which it reaches by the same motion that takes x there.
+    ``transport(x, y, v)`` carries a tangent at x along to y with the motion that takes x there; ``rate(u, v)`` is how fast the
+    tangent u grows if exp(x, u) moves at velocity v.
 
     A gap is a tangent ``log(mean, y)`` (B, *shape). ``log_normal(gap, variance)`` (B,) is the log-density of exp(mean, v),
     v normal with ``variance`` (B, *shape); ``log_heat`` that of Brownian motion, with one variance a sample, which on flat spaces
@@ -53,6 +54,7 @@ class Space(Protocol):
     def log(self, x: Tensor, y: Tensor) -> Tensor: ...
     def basis(self) -> Tensor: ...
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor: ...
+    def rate(self, u: Tensor, v: Tensor) -> Tensor: ...
     def uniform(self, rng: Streams) -> Tensor: ...
     def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor: ...
     def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor: ...
@@ -82,6 +84,9 @@ class Flat:
         return torch.eye(self.dim, dtype=torch.float64)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def rate(self, u: Tensor, v: Tensor) -> Tensor:
         return v
 
     def uniform(self, rng: Streams) -> Tensor:

@@ -53,6 +53,7 @@ def flow_log_prob(
     Raises
     ------
     IncompatibleError: an unknown kind or method, no ``rng`` for the probes, or fewer than 2 of them.
+    UnsupportedError: ``"map"`` for rotations.
     """
     if kind not in KINDS:
         raise IncompatibleError(f"expected kind in {KINDS}, got {kind!r}.")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import IncompatibleError
+from ..errors import IncompatibleError, UnsupportedError
 from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
@@ -81,7 +81,8 @@ class Flow:
         slopes: list[Tangent] = []
         for row, node in zip(self.tableau.stages, self.tableau.nodes, strict=True):
             stage, time = self._move(state, slopes, row, s - t), t + node * (s - t)
-            slopes.append(self.process.velocity(stage, time, self.model(stage, time, self.descriptor)))
+            slope = self.process.velocity(stage, time, self.model(stage, time, self.descriptor))
+            slopes.append(self._rates(slope, slopes, row, s - t))
         return self._move(state, slopes, self.tableau.weights, s - t)
 
     @torch.no_grad()
@@ -103,7 +104,10 @@ class Flow:
         return found, gap
 
     def step_jacobian(self, state: State, t: Tensor, s: Tensor) -> tuple[State, Tensor]:
-        """:meth:`step` and its Jacobian (B, D, D)."""
+        """:meth:`step` and its Jacobian (B, D, D). Raises UnsupportedError on spaces that are not flat."""
+        bent = [name for name, part in self.process.items() if not part.space.flat]
+        if bent:
+            raise UnsupportedError(f'tangents of {bent} do not add up, and the Jacobian of a step is not covered there: use kind="trace".')
         one, h = torch.eye(self.dim, dtype=torch.float64), s - t
         slopes: list[Tangent] = []
         jacobians: list[Tensor] = []
@@ -126,26 +130,27 @@ class Flow:
             slope, pull = self.velocity(self._move(state, slopes, row, h), t + node * h)
             pieces = probes.split(max(1, _ROWS // probes.shape[1]))
             growth = growth + weight * h * torch.cat([(pull(p) * p).sum(-1) for p in pieces])
-            slopes.append(slope)
+            slopes.append(self._rates(slope, slopes, row, h))
         return self._move(state, slopes, tableau.weights, h), growth
 
     def velocity(self, state: State, t: Tensor) -> tuple[Tangent, Callable[[Tensor], Tensor]]:
         """dx/dt, and a function that takes vectors v (P, B, D) to v J, J its Jacobian."""
         with torch.enable_grad():
-            leaves = {name: x.detach().requires_grad_() for name, x in state.items()}
-            slope = self.process.velocity(leaves, t, self.model(leaves, t, self.descriptor))
+            still = self.process.still(state)
+            moved = self.process.exp({name: x.detach() for name, x in state.items()}, still)
+            slope = self.process.velocity(moved, t, self.model(moved, t, self.descriptor))
             out = self.flat(slope)
 
         def pull(vectors: Tensor) -> Tensor:
             found = torch.autograd.grad(
                 out,
-                list(leaves.values()),
+                list(still.values()),
                 vectors.to(out),
                 retain_graph=True,
                 is_grads_batched=True,
                 materialize_grads=True,
             )
-            return self.flat(dict(zip(leaves, found, strict=True)), lead=2)
+            return self.flat(dict(zip(still, found, strict=True)), lead=2)
 
         return {name: v.detach() for name, v in slope.items()}, pull
 
@@ -157,7 +162,7 @@ class Flow:
 
     def gap(self, x: State, y: State) -> Tensor:
         """log(x, y) as (B, D)."""
-        return self.flat({name: part.space.log(x[name], y[name]) for name, part in self.process.items()})
+        return self.flat(self.process.log(x, y))
 
     def shift(self, x: State, vector: Tensor) -> State:
         """exp(x, vector), vector (B, D)."""
@@ -174,10 +179,17 @@ class Flow:
     def _move(self, state: State, slopes: list[Tangent], weights: tuple[float, ...], h: Tensor) -> State:
         if not weights:
             return state
-        return {
-            name: part.space.exp(state[name], h * _weighted(weights, [v[name] for v in slopes]))
-            for name, part in self.process.items()
-        }
+        return self.process.exp(state, self._shift(slopes, weights, h))
+
+    def _shift(self, slopes: list[Tangent], weights: tuple[float, ...], h: Tensor) -> Tangent:
+        return {name: h * _weighted(weights, [v[name] for v in slopes]) for name in self.process}
+
+    def _rates(self, slope: Tangent, slopes: list[Tangent], weights: tuple[float, ...], h: Tensor) -> Tangent:
+        """The velocity at a stage in the tangents of the step's start (Munthe-Kaas, doi:10.1016/S0168-9274(98)00030-0)."""
+        if not weights:
+            return slope
+        shift = self._shift(slopes, weights, h)
+        return {name: part.space.rate(shift[name], slope[name]) for name, part in self.process.items()}
 
 
 def _weighted(weights: tuple[float, ...], values: list[Tensor]) -> Tensor:

@@ -93,8 +93,8 @@ class PropertyGuidance:
     def __call__(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaves = {name: x if x.requires_grad else x.detach().requires_grad_() for name, x in state.items()}
-            clean = denoised(self.model, leaves, t, descriptor)
+            still = self.model.process.still(state)
+            clean = denoised(self.model, self.model.process.exp(state, still), t, descriptor)
             total = self.strength * self.log_likelihood(self.property_fn(clean)).sum()
-            pull = torch.autograd.grad(total, list(leaves.values()), create_graph=wanted, materialize_grads=True)
-        return dict(zip(leaves, pull, strict=True))
+            pull = torch.autograd.grad(total, list(still.values()), create_graph=wanted, materialize_grads=True)
+        return dict(zip(still, pull, strict=True))

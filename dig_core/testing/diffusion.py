@@ -139,17 +139,19 @@ def check_fokker_planck(
     ``state`` and ``t`` (B,) are points to look at; few dimensions, for the cost is their number squared.
     """
     t = t.detach().double().clone().requires_grad_()
-    leaves = {name: x.detach().double().clone().requires_grad_() for name, x in state.items()}
-    score = model(leaves, t, descriptor)
+    given = {name: x.detach().double() for name, x in state.items()}
+    # Twice along the spaces: the divergence is taken at points that move, and tangents of rotations do not add up.
+    first, second = model.process.still(given), model.process.still(given)
+    score = model(model.process.exp(model.process.exp(given, first), second), t, descriptor)
     total = torch.zeros((), dtype=torch.float64)
     for name, part in model.process.items():
         basis, flat = part.space.basis().flatten(1), score[name].flatten(1)
         divergence = sum(
-            (torch.autograd.grad((flat @ e).sum(), leaves[name], create_graph=True)[0].flatten(1) @ e) for e in basis
+            (torch.autograd.grad((flat @ e).sum(), second[name], create_graph=True)[0].flatten(1) @ e) for e in basis
         )
         inside = 0.5 * part.schedule.diffusion(t) * (divergence + (flat**2).sum(1))
-        total = total + (inside - part.schedule.drift(t) * (flat * leaves[name].flatten(1)).sum(1)).sum()
-    wanted = torch.autograd.grad(total, list(leaves.values()), retain_graph=True)
+        total = total + (inside - part.schedule.drift(t) * (flat * model.process.exp(given, first)[name].flatten(1)).sum(1)).sum()
+    wanted = torch.autograd.grad(total, list(first.values()), retain_graph=True)
     for (name, part), slope in zip(model.process.items(), wanted, strict=True):
         dummy = torch.zeros_like(score[name], requires_grad=True)
         # d score / dt for every entry at once: the derivative, by the vector, of the vector-Jacobian product.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.processes import Joint
-from ..diffusion.spaces import TWO_PI
+from ..diffusion.rotations import half_angle
 from ..dig import DiG
 from ..energy import AnalyticScore, Energy
 from ..montecarlo.proposals import Proposal
@@ -23,9 +23,9 @@ __all__ = ["Bare", "LawEnergy", "Sabotaged", "check_proposal", "check_streams", 
 
 
 class Bare(nn.Module):
-    """Coordinates that are the components themselves: laws on R^d and tori as if they were structures of ceil(D / 3) atoms.
+    """Coordinates that are the components themselves: laws on any spaces as if they were structures of ceil(D / 3) atoms.
 
-    The Cartesian measure is Lebesgue's on the D numbers, angles in radians; the rest of the last atom is padding.
+    The Cartesian measure is Lebesgue's on the D numbers, angles and rotation vectors in radians; the rest of the last atom is padding.
     """
 
     gauge: frozenset[str] = frozenset()
@@ -35,7 +35,7 @@ class Bare(nn.Module):
         self.shapes = {name: part.space.shape for name, part in process.items()}
         self.sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         self.n_atoms = math.ceil(sum(self.sizes.values()) / 3)
-        self.turns = sum(part.space.dim for part in process.values() if part.space.periodic)
+        self.spaces = {name: part.space for name, part in process.items()}
 
     def encode(self, geometry: Geometry, descriptor: Descriptor | None = None) -> tuple[State, Tensor]:
         """State and log|det| (B,)."""
@@ -50,9 +50,14 @@ class Bare(nn.Module):
         return Geometry(nn.functional.pad(flat, (0, 3 * self.n_atoms - flat.shape[1])).reshape(-1, self.n_atoms, 3))
 
     def log_volume(self, state: State, descriptor: Descriptor | None = None) -> Tensor:
-        """(B,) log|d geometry / d state|: the torus has unit volume, its angles go round in 2 pi."""
+        """(B,) log|d geometry / d state|: closed spaces have unit volume, and rotation vectors are not rotations of even density."""
         batch = len(next(iter(state.values())))
-        return torch.full((batch,), self.turns * math.log(TWO_PI), dtype=torch.float64)
+        total = torch.full((batch,), sum(math.log(space.volume) for space in self.spaces.values()), dtype=torch.float64)
+        for name, space in self.spaces.items():
+            if not space.flat:
+                square = state[name].double().square().sum(-1)
+                total = total - 2 * (2 * half_angle(square)[1]).log()
+        return total
 
     def valid(self, state: State, descriptor: Descriptor | None = None) -> Tensor:
         """(B,) all True."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.processes import Joint
-from ..diffusion.spaces import TWO_PI, ZeroCentroid
+from ..diffusion.spaces import ZeroCentroid
 from ..energy import Energy
 from ..random import Streams
 from ..system.descriptor import Descriptor
@@ -116,9 +116,8 @@ def _log_det(coordinates, process: Joint, geometry: Geometry, descriptor: Descri
     """log|d state / d geometry| from the autodiff Jacobian on the zero-centroid subspace, rotation and torus units included."""
     leaf = geometry.positions.double().clone().requires_grad_()
     state, _ = coordinates.encode(Geometry(leaf, geometry.cell), descriptor)
-    flat = torch.cat(
-        [state[name].flatten(1) @ part.space.basis().flatten(1).T for name, part in process.items()], dim=1
-    )
+    moved = process.log({name: x.detach() for name, x in state.items()}, state)
+    flat = torch.cat([moved[name].flatten(1) @ part.space.basis().flatten(1).T for name, part in process.items()], dim=1)
     rows = [torch.autograd.grad(flat[:, i].sum(), leaf, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])]
     jacobian = torch.stack(rows, dim=1) @ ZeroCentroid(leaf.shape[1]).basis().flatten(1).T
     found = 0.5 * torch.linalg.slogdet(jacobian @ jacobian.transpose(1, 2)).logabsdet
@@ -128,8 +127,7 @@ def _log_det(coordinates, process: Joint, geometry: Geometry, descriptor: Descri
         square = torch.einsum("bni,bnj->bij", x, x)
         inertia = torch.einsum("bii->b", square)[:, None, None] * torch.eye(3, dtype=torch.float64) - square
         found = found - math.log(8 * math.pi**2) - 0.5 * torch.linalg.slogdet(inertia).logabsdet
-    periodic = sum(part.space.dim for part in process.values() if part.space.periodic)
-    return found - periodic * math.log(TWO_PI)
+    return found - sum(math.log(part.space.volume) for part in process.values())
 
 
 def _forgotten(coordinates, process, geometry, descriptor, state) -> list[tuple[int, int, int]]:

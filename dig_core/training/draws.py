@@ -106,14 +106,16 @@ def softened(log_target: Tensor, top: float, cap: float) -> tuple[Tensor, Tensor
 
 def target_law(dig: DiG, energy: Energy, state: State) -> tuple[Tensor, Tangent]:
     """(B,) -u + log volume of states, -inf where the energy fails, and its gradient, zero there."""
-    state = {name: x.detach().double().requires_grad_() for name, x in state.items()}
+    state = {name: x.detach().double() for name, x in state.items()}
     with torch.enable_grad():
+        still = dig.process.still(state)
+        state = dig.process.exp(state, still)
         volume = dig.coordinates.log_volume(state, dig.descriptor)
         u = energy(dig.coordinates.decode(state, dig.descriptor)).double()
         good = torch.isfinite(u)
         total = (volume - torch.where(good, u, 0.0)).sum()
-        gradient = torch.autograd.grad(total, list(state.values()), materialize_grads=True)
-    force = {name: torch.where(_rows(good, g), g, 0.0) for name, g in zip(state, gradient, strict=True)}
+        gradient = torch.autograd.grad(total, list(still.values()), materialize_grads=True)
+    force = {name: torch.where(_rows(good, g), g, 0.0) for name, g in zip(still, gradient, strict=True)}
     return torch.where(good, volume - u, -math.inf).detach(), force
 
 

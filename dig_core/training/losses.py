@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..diffusion.processes import Noised
 from ..errors import IncompatibleError
 from ..score import ScoreModel
 from ..system.descriptor import Descriptor
@@ -53,20 +54,21 @@ def fisher_information(force: Tangent) -> Tangent:
     return {name: (f.double() ** 2).mean(0).to(f.dtype) for name, f in force.items()}
 
 
-def blend(model: ScoreModel, frames: Frames, noise: Tangent, t: Tensor, fisher: Tangent | None) -> Tangent:
+def blend(model: ScoreModel, frames: Frames, noised: Noised, t: Tensor, fisher: Tangent | None) -> Tangent:
     """Regression targets of the noise: denoising noise mixed with -sigma force / alpha (target score matching, arXiv:2402.08667).
 
     Both have the posterior mean of the noise as their conditional mean, so has any blend. The weight of the force,
     a / (a + I) with a = alpha^2 / sigma^2 and I the Fisher information of the coordinate, cancels the variance for normal
-    data altogether.
+    data altogether. The force is carried along from the clean to the noised point: it turns with a body.
     """
     if frames.force is None or fisher is None:
-        return noise
+        return noised.noise
     targets = {}
     for name, process in model.process.items():
         alpha, sigma = process.levels(t)
         weight = alpha**2 / (alpha**2 + sigma**2 * fisher[name])
-        targets[name] = (1 - weight) * noise[name] - weight * sigma / alpha * frames.force[name]
+        force = process.space.transport(frames.state[name], noised.state[name], frames.force[name])
+        targets[name] = (1 - weight) * noised.noise[name] - weight * sigma / alpha * force
     return targets
 
 
@@ -80,7 +82,7 @@ def denoising_loss(
     held fixed in it, so it trains the variance only).
     """
     noised = model.process.noise(frames.state, t, rng)
-    target = blend(model, frames, noised.noise, t, fisher)
+    target = blend(model, frames, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)
     error, misfit = torch.zeros_like(t), torch.zeros_like(t)
     for name, process in model.process.items():

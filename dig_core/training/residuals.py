@@ -5,7 +5,7 @@ The density of a :class:`~dig_core.diffusion.processes.Joint` with drifts f_i = 
     d_t log q = sum_i [ -f_i (dim_i + x_i . s_i) + (g_i^2 / 2) (div_i s_i + s_i . s_i) ],    s = grad log q,
 
 and the gradient of this is the equation of the score: article, eq. 4, where f = -beta / 2 and g^2 = beta. It holds on R^d, off
-the centroid and on tori alike, and each component feels the others through the joint density.
+the centroid, on tori and lattices and for rotations alike, and each component feels the others through the joint density.
 """
 
 from __future__ import annotations
@@ -177,13 +177,13 @@ def full_precision(model):
 
 def _field(model, descriptor: Descriptor) -> Field:
     """The score as a function that torch.func can differentiate."""
-    model = full_precision(model)
+    model, process = full_precision(model), model.process
     if not hasattr(model, "log_density"):
         return lambda state, t: model(state, t, descriptor)
 
     def field(state: State, t: Tensor) -> Tangent:
-        slope = grad(lambda x: model.log_density(x, t, descriptor).sum())(state)
-        return {name: part.space.project(slope[name]) for name, part in model.process.items()}
+        slope = grad(lambda v: model.log_density(process.exp(state, v), t, descriptor).sum())(_still(process, state))
+        return {name: part.space.project(slope[name]) for name, part in process.items()}
 
     return field
 
@@ -237,11 +237,11 @@ def _slopes(
     """Gradients of the generator, one a copy; the score; the diagonal of its Jacobian, a mean over the copies."""
     rows, times, probes = _probed(process, state, t, trace, rng)
 
-    def total(x: State) -> tuple[Tensor, tuple[Tangent, Tangent]]:
-        value, score, diagonal = _generator(field, process, x, times, rates, probes)
+    def total(v: Tangent) -> tuple[Tensor, tuple[Tangent, Tangent]]:
+        value, score, diagonal = _generator(field, process, process.exp(rows, v), times, rates, probes)
         return value.sum(), (score, diagonal)
 
-    slope, (score, diagonal) = grad(total, has_aux=True)(rows)
+    slope, (score, diagonal) = grad(total, has_aux=True)(_still(process, rows))
     copies = len(times) // len(next(iter(state.values())))
     split, mean = {}, {}
     for name, part in process.items():
@@ -261,8 +261,8 @@ def _generator(field: Field, process: Joint, state: State, t: Tensor, rates: Rat
         return {name: v.repeat(count, *[1] * (v.dim() - 1)) for name, v in x.items()}
 
     times = t.repeat(count)
-    along = {name: probe[name].flatten(0, 1) for name in state}
-    found, bent = jvp(lambda x: field(x, times), (rows(state),), (along,))[:2]
+    along, seen = {name: probe[name].flatten(0, 1) for name in process}, rows(state)
+    found, bent = jvp(lambda v: field(process.exp(seen, v), times), (_still(process, seen),), (along,))[:2]
     score = {name: s[: len(t)] for name, s in found.items()}
     diagonal = {name: (bent[name].reshape(v.shape) * v).sum(0) for name, v in probe.items()}
     total = torch.zeros_like(t)
@@ -271,6 +271,11 @@ def _generator(field: Field, process: Joint, state: State, t: Tensor, rates: Rat
         inside = 0.5 * diffusion * (diagonal[name] + score[name] ** 2) - drift * state[name] * score[name]
         total = total + inside.flatten(1).sum(1)
     return total, score, diagonal
+
+
+def _still(process: Joint, state: State) -> Tangent:
+    """Zero tangents: functions of ``process.exp(state, .)`` are differentiated here, so that derivatives are those along the spaces."""
+    return {name: torch.zeros_like(state[name]) for name in process}
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:

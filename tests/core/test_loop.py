@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dig_core.coordinates import Cartesian, Internal
 from dig_core.coordinates.measure import angle, bond
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus, ZeroCentroid
+from dig_core.diffusion.processes import Noised
 from dig_core.dig import Card, DiG
 from dig_core.energy import AnalyticScore, GaussianMixture, Springs, WrappedMixture
 from dig_core.errors import CheckpointError, IncompatibleError, StateError
@@ -145,7 +146,7 @@ def test_take_keeps_frames_together():
 def targets(exact: AnalyticScore, data: Frames, t: Tensor, fisher) -> tuple[dict, dict, dict]:
     """Noised states, plain and blended targets."""
     noised = exact.process.noise(data.state, t, torch.Generator().manual_seed(6))
-    return noised.state, noised.noise, blend(exact, data, noised.noise, t, fisher)
+    return noised.state, noised.noise, blend(exact, data, noised, t, fisher)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.6, 0.9])
@@ -203,8 +204,8 @@ def test_blended_targets_of_normal_data_have_no_variance(variance, t):
 def test_frames_without_forces_keep_their_targets():
     noise = {"flat": torch.randn(5, 2), "turn": torch.randn(5, 1)}
     plain = Frames({name: torch.zeros_like(x) for name, x in noise.items()})
-    assert blend(EXACT, plain, noise, torch.rand(5), fisher_information(TRAINING.force)) is noise
-    assert blend(EXACT, TRAINING.take(torch.arange(5)), noise, torch.rand(5), None) is noise
+    assert blend(EXACT, plain, Noised({}, noise, noise), torch.rand(5), fisher_information(TRAINING.force)) is noise
+    assert blend(EXACT, TRAINING.take(torch.arange(5)), Noised({}, noise, noise), torch.rand(5), None) is noise
 
 
 def test_fisher_information_is_the_mean_square_force():
