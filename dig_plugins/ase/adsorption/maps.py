@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.units import kB
 
 from dig_core.errors import IncompatibleError
+
+from ..convert import kT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ class SurfaceMap:
     def free_energy(self, temperature: float) -> np.ndarray:
         """(n, m) eV, -kT log p with its minimum at zero; +inf where there is no probability."""
         with np.errstate(divide="ignore"):
-            return -kB * temperature * np.log(self.p / self.p.max())
+            return -kT(temperature) * np.log(self.p / self.p.max())
 
     def total_variation(self, other: SurfaceMap) -> float:
         """Half the sum of |p - p'| over the grid: 0 for equal maps, 1 for disjoint ones."""
@@ -138,7 +139,7 @@ def kt_slope(log_q: np.ndarray, energy: np.ndarray, temperature: float, weights:
     """Slope of -kT log q (n,) against energies (n,) eV over samples: 1 if q is proportional to exp(-E/kT)."""
     weights = np.ones(len(energy)) if weights is None else np.asarray(weights, dtype=float)
     kept = np.isfinite(log_q) & np.isfinite(energy)
-    return _regression(np.asarray(energy)[kept], -kB * temperature * np.asarray(log_q)[kept], weights[kept])
+    return _regression(np.asarray(energy)[kept], -kT(temperature) * np.asarray(log_q)[kept], weights[kept])
 
 
 def _regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.units import kB
 
 from dig_core.errors import IncompatibleError
 
+from ..convert import kT
 from .contact import images, radii
 from .frame import slab_frame
 
@@ -60,7 +60,7 @@ def draw(
         np.ma.masked_greater(energy, ceiling), origin="lower", extent=(low[0], high[0], low[1], high[1]), cmap="viridis",
         norm=Normalize(0, ceiling), interpolation="nearest", alpha=0.8, zorder=2,
     )  # fmt: skip
-    levels = np.arange(1, 9) * kB * temperature
+    levels = np.arange(1, 9) * kT(temperature)
     ax.contour(
         x, y, energy, levels=levels[levels < 0.98 * ceiling], colors="white", linewidths=0.5, alpha=0.7, zorder=2.5
     )

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.units import kB
 from torch import Tensor
 
 from dig_core.errors import IncompatibleError, UnsupportedError
 
+from ..convert import kT
 from .frame import SlabFrame, slab_frame
 from .maps import SurfaceMap
 from .plane import shortest
@@ -116,7 +116,7 @@ class SiteSurface:
         """
         fractions = _grid((grid, grid))
         value, _ = self.profile(fractions)
-        weight = np.exp(-(value - value.min()) / (kB * temperature))
+        weight = np.exp(-(value - value.min()) / kT(temperature))
         away = self._distances(fractions)
         share = away < away.min(-1, keepdims=True) + 1e-9
         total = (weight[..., None] * share / share.sum(-1, keepdims=True)).sum((0, 1))
@@ -147,7 +147,7 @@ class SiteSurface:
         lattice = self.vectors @ axes.T if lattice is None else np.asarray(lattice, dtype=float)
         fine = _grid((4 * grid[0], 4 * grid[1]), centred=True)
         value, _ = self.profile(self.fractions(fine @ lattice @ axes))
-        weight = np.exp(-(value - value.min()) / (kB * temperature)).reshape(grid[0], 4, grid[1], 4).mean((1, 3))
+        weight = np.exp(-(value - value.min()) / kT(temperature)).reshape(grid[0], 4, grid[1], 4).mean((1, 3))
         return SurfaceMap.from_density(weight, lattice)
 
     def calculator(self, slab: Atoms | None = None, adsorbate_index: int = -1) -> SiteSurfaceCalculator:
