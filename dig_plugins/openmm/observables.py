@@ -1,4 +1,4 @@
-"""Named dihedrals of an OpenMM Topology, and what ensembles of the alanine dipeptide are compared by."""
+"""Named dihedrals of an OpenMM Topology, and what ensembles of peptides are compared by."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openmm import app
 from dig_core.coordinates.measure import angle, bond, dihedral
 from dig_core.errors import IncompatibleError
 
-__all__ = ["LEFT_HANDED", "Backbone", "backbone_dihedrals", "dipeptide_observables"]
+__all__ = ["LEFT_HANDED", "Backbone", "backbone_dihedrals", "dipeptide_observables", "peptide_observables"]
 
 LEFT_HANDED = (0.0, np.radians(130.0))
 """phi of the left-handed states. Not all of phi > 0: extended structures cross 180 degrees all the time, which is no visit."""
@@ -95,6 +95,56 @@ def dipeptide_observables(topology: app.Topology, positions: np.ndarray) -> dict
     for name, torsion in zip(("ACE", "ALA", "NME"), measured(dihedral, _METHYLS), strict=True):
         found[f"methyl {name} cos 3x"] = np.cos(3 * torsion)
     return {**found, **_regions(phi, psi)}
+
+
+def peptide_observables(topology: app.Topology, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Observables (F,) by name, of ``positions`` (F, N, 3) nm of any capped peptide: more than twenty of the smallest.
+
+    Bonds and angles of heavy atoms along the backbone, ends, size; of every residue cosines and sines of phi and psi and populations of
+    regions as in :func:`dipeptide_observables`; cis peptide bonds; the sign of chi 1 of prolines, which tells their puckers. nm, radians.
+    """
+    points = torch.as_tensor(np.asarray(positions), dtype=torch.float64)
+    backbone, heavy = backbone_dihedrals(topology), [a.index for a in topology.atoms() if a.element.symbol != "H"]
+    phi, psi = backbone.measure(points.numpy())
+    found: dict[str, np.ndarray] = {}
+    for number, (row, last) in enumerate(zip(backbone.phi, backbone.psi[:, 3], strict=True), 1):
+        before, n, ca, c = (int(a) for a in row)
+        pairs = {"C-N": (before, n), "N-CA": (n, ca), "CA-C": (ca, c), "C-N after": (c, int(last))}
+        found |= {f"bond {name} {number}": bond(points, [pair])[:, 0].numpy() for name, pair in pairs.items()}
+        triples = {"C-N-CA": (before, n, ca), "N-CA-C": (n, ca, c), "CA-C-N": (ca, c, int(last))}
+        found |= {f"angle {name} {number}": angle(points, [triple])[:, 0].numpy() for name, triple in triples.items()}
+        for name, torsion in (("phi", phi[:, number - 1]), ("psi", psi[:, number - 1])):
+            found |= {f"cos {name} {number}": np.cos(torsion), f"sin {name} {number}": np.sin(torsion)}
+        found |= {f"{name} {number}": x for name, x in _regions(phi[:, number - 1], psi[:, number - 1]).items()}
+    for name, quadruple in _peptide_bonds(topology).items():
+        omega = dihedral(points, [quadruple])[:, 0].numpy()
+        found |= {f"cis {name}": (np.abs(omega) < 0.5 * np.pi).astype(np.float64), f"cos omega {name}": np.cos(omega)}
+    for residue in topology.residues():
+        if residue.name == "PRO":
+            at = {a.name: a.index for a in residue.atoms()}
+            chi = dihedral(points, [[at[a] for a in ("N", "CA", "CB", "CG")]])[:, 0].numpy()
+            found |= {f"pucker down {residue.name} {residue.id}": (chi > 0).astype(np.float64), f"cos chi 1 {residue.name}": np.cos(chi)}
+    found["end to end"] = bond(points, [(heavy[0], heavy[-1])])[:, 0].numpy()
+    middle = points[:, heavy]
+    found["radius of gyration"] = (middle - middle.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt().numpy()
+    return found
+
+
+def _peptide_bonds(topology: app.Topology) -> dict[str, tuple[int, int, int, int]]:
+    """CA-C-N-CA of every peptide bond, caps' carbons included, named after the residue whose N it is."""
+    bonded: dict[int, list] = {atom.index: [] for atom in topology.atoms()}
+    for first, second in topology.bonds():
+        bonded[first.index].append(second)
+        bonded[second.index].append(first)
+    found = {}
+    for residue in topology.residues():
+        for n in (a for a in residue.atoms() if a.name == "N"):
+            before = next((a for a in bonded[n.index] if a.residue is not residue and a.name == "C"), None)
+            after = next((a for a in bonded[n.index] if a.residue is residue and a.name in ("CA", "C", "CH3")), None)
+            if before is not None and after is not None:
+                carbon = next(a for a in bonded[before.index] if a.name in ("CA", "CH3"))
+                found[f"{residue.name} {residue.id}"] = (carbon.index, before.index, n.index, after.index)
+    return found
 
 
 def _regions(phi: np.ndarray, psi: np.ndarray) -> dict[str, np.ndarray]:

@@ -127,7 +127,8 @@ def test_a_ring_closes_on_the_way_and_not_all_at_once():
     run = fit(dig, [Population(1000, 6)], energy=energy, seed=1, progress=False)
     assert run.history[-1]["families"] > 0.02
     ring, loose = run.frames.state["x"].split([3, 21], dim=1)
-    assert float((ring - there).square().mean()) == pytest.approx(1e-3, rel=0.1) and float(loose.square().mean()) == pytest.approx(1, rel=0.1)
+    assert float((ring - there).square().mean()) == pytest.approx(1e-3, rel=0.1)
+    assert float(loose.square().mean()) == pytest.approx(1, rel=0.1)
 
 
 def test_langevin_steps_keep_their_law():
