@@ -32,6 +32,7 @@ _HOME = {
     "make_force": "force",
     "model_system": "systems",
     "parallel_tempering": "tempering",
+    "peptide_observables": "observables",
     "sample": "ensemble",
     "thermal_widths": "convert",
     "to_geometry": "convert",
