@@ -13,12 +13,14 @@ from safetensors.torch import save as to_bytes
 
 from .coordinates import Adsorbate, Cartesian, Internal
 from .diffusion import (
+    SO3,
     Cosine,
     Diffusion,
     Euclidean,
     Geometric,
     Joint,
     Karras,
+    Lattice,
     Linear,
     LogSNR,
     Sigmoid,
@@ -36,7 +38,8 @@ from .types import Geometry
 __all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
-_BUILDERS = {cls.__name__: cls for cls in (Euclidean, Torus, ZeroCentroid, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
+_SPACES = (Euclidean, Lattice, SO3, Torus, ZeroCentroid)
+_BUILDERS = {cls.__name__: cls for cls in (*_SPACES, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
 _COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Cartesian, Internal)}
 _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 

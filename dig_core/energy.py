@@ -22,6 +22,7 @@ __all__ = [
     "Energy",
     "GaussianMixture",
     "Law",
+    "Mixture",
     "MuellerBrown",
     "Springs",
     "WrappedMixture",
@@ -35,7 +36,7 @@ class Energy(Protocol):
 
 
 class Law(Protocol):
-    """A density on R^d or the torus whose pushed-forward x_t = alpha x_0 + sigma noise is known.
+    """A density on R^d or a closed space whose pushed-forward x_t = alpha x_0 + sigma noise is known.
 
     ``alpha`` and ``sigma`` are (B, 1) or (1, 1); the defaults of ``log_prob`` are clean data. ``curvature`` (B, d) is the
     diagonal of the Hessian of ``log_prob``.
@@ -47,7 +48,7 @@ class Law(Protocol):
     def sample(self, n: int, rng: torch.Generator) -> Tensor: ...
 
 
-class _Mixture:
+class Mixture:
     """What every mixture has: subclasses give each component's log-density, score and curvature."""
 
     def __init__(self, weights: Sequence[float] | Tensor, means: Sequence | Tensor):
@@ -88,7 +89,7 @@ class _Mixture:
         return torch.multinomial(self.weights, n, replacement=True, generator=rng)
 
 
-class GaussianMixture(_Mixture):
+class GaussianMixture(Mixture):
     """Normal laws on R^d: ``weights`` (M,), ``means`` (M, d), ``covariances`` (M, d, d) or variances of the axes (M, d)."""
 
     def __init__(self, weights, means, covariances):
@@ -120,7 +121,7 @@ class GaussianMixture(_Mixture):
         return self.means[which] + torch.einsum("bdk,bk->bd", self._axes[which], raw)
 
 
-class WrappedMixture(_Mixture):
+class WrappedMixture(Mixture):
     """Wrapped normal laws on the torus, density relative to the uniform law: ``means`` and ``variances`` (M, d)."""
 
     def __init__(self, weights, means, variances):

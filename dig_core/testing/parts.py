@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import torch
 
-from ..diffusion import Cosine, Diffusion, Euclidean, Geometric, Joint, Linear, LogSNR, Sigmoid, Torus, ZeroCentroid
+from ..diffusion import (
+    SO3,
+    Cosine,
+    Diffusion,
+    Euclidean,
+    Geometric,
+    Joint,
+    Lattice,
+    Linear,
+    LogSNR,
+    Sigmoid,
+    Torus,
+    ZeroCentroid,
+)
 from ..diffusion.schedules import Karras, Schedule
 from ..diffusion.spaces import Space
 from ..energy import AnalyticScore, GaussianMixture, Law, WrappedMixture
 from ..sampling.solvers import SOLVERS
+from .laws import HeatMixture
 
 __all__ = ["ALL_PROCESSES", "ALL_SCHEDULES", "ALL_SOLVERS", "ALL_SPACES", "example_law", "example_model"]
 
 _END = torch.ones(1, dtype=torch.float64)
 
-ALL_SPACES: tuple[Space, ...] = (Euclidean(2), ZeroCentroid(3), Torus(2))
+ALL_SPACES: tuple[Space, ...] = (
+    Euclidean(2),
+    ZeroCentroid(3),
+    Torus(2),
+    Lattice([[2.8, 0.0], [1.2, 2.5]]),
+    SO3(),
+)
 
 ALL_SCHEDULES: tuple[Schedule, ...] = (
     LogSNR(),
@@ -34,13 +54,16 @@ ALL_PROCESSES: tuple[Diffusion, ...] = tuple(
     for schedule in ALL_SCHEDULES
     if (float(schedule.alpha(_END)) == 1.0 if space.periodic else schedule.sigma(_END) > 3 * schedule.alpha(_END))
 )
-"""Every space with every schedule that suits it: none on a torus may pull to zero, and noise must drown unit data elsewhere."""
+"""Every space with every schedule that suits it: none on a closed space may pull to zero, and noise must drown unit data elsewhere."""
 
 ALL_SOLVERS = tuple(SOLVERS)
 
 
 def example_law(space: Space) -> Law:
     """Two components of unlike weights and widths on any space: a law that nothing about is symmetric."""
+    if isinstance(space, Lattice | SO3):
+        towards = torch.tensor([[2.0], [-0.7]]) * torch.linspace(0.5, 1.0, space.dim, dtype=torch.float64)
+        return HeatMixture(space, [0.3, 0.7], space.exp(torch.zeros_like(towards), towards), [0.1, 0.3])
     if space.periodic:
         centres = torch.linspace(2.0, 2.8, space.dim), torch.linspace(-0.5, -1.0, space.dim)
         return WrappedMixture([0.3, 0.7], torch.stack(centres), torch.tensor([[0.1], [0.3]]).expand(2, space.dim))

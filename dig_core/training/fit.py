@@ -126,7 +126,7 @@ def _informed(progress: Progress, energy: Energy | None) -> Progress:
         if energy is None or frames is None or frames.force is not None:
             return frames
         spent += len(frames)
-        return with_forces(progress.dig.coordinates, progress.dig.descriptor, frames, energy)
+        return with_forces(progress.dig.coordinates, progress.dig.descriptor, frames, energy, process=progress.dig.process)
 
     frames, validation = informed(progress.frames), informed(progress.validation)
     return replace(progress, frames=frames, validation=validation, evaluations=progress.evaluations + spent)

@@ -10,6 +10,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..coordinates import Coordinates
+from ..diffusion.processes import Joint
 from ..energy import Energy
 from ..errors import IncompatibleError
 from ..files import write_atomically
@@ -21,27 +22,42 @@ __all__ = ["frames_of", "join_frames", "read_frames", "with_forces", "write_fram
 
 
 def frames_of(
-    coordinates: Coordinates, descriptor: Descriptor, geometry: Geometry, energy: Energy | None = None, *, batch: int = 4096
+    coordinates: Coordinates,
+    descriptor: Descriptor,
+    geometry: Geometry,
+    energy: Energy | None = None,
+    *,
+    process: Joint | None = None,
+    batch: int = 4096,
 ) -> Frames:
     """Structures (F, N, 3) Angstrom as float32 Frames; with ``energy``, with the forces grad(-u + log volume) of the state's density.
 
-    Frames whose energy is not finite are refused by number: training on them would be silently wrong.
+    ``process`` gives the spaces that forces are taken along; it may be left out where all of them are flat, no rotations among
+    them. Frames whose energy is not finite are refused by number: training on them would be silently wrong.
     """
     states, forces = [], []
     for low in range(0, len(geometry.positions), batch):
         state, _ = coordinates.encode(Geometry(geometry.positions[low : low + batch].double()), descriptor)
         states.append(state)
         if energy is not None:
-            forces.append(_force(coordinates, descriptor, state, energy, low))
+            forces.append(_force(coordinates, descriptor, state, energy, low, process))
     return Frames(_join(states), _join(forces) if energy is not None else None)
 
 
-def with_forces(coordinates: Coordinates, descriptor: Descriptor, frames: Frames, energy: Energy, *, batch: int = 4096) -> Frames:
-    """``frames`` with the forces of ``energy``, one evaluation each; refused as by :func:`frames_of`."""
+def with_forces(
+    coordinates: Coordinates,
+    descriptor: Descriptor,
+    frames: Frames,
+    energy: Energy,
+    *,
+    process: Joint | None = None,
+    batch: int = 4096,
+) -> Frames:
+    """``frames`` with the forces of ``energy``, one evaluation each; ``process`` and errors as in :func:`frames_of`."""
     forces = []
     for low in range(0, len(frames), batch):
         state = {name: x[low : low + batch].double() for name, x in frames.state.items()}
-        forces.append(_force(coordinates, descriptor, state, energy, low))
+        forces.append(_force(coordinates, descriptor, state, energy, low, process))
     return Frames(frames.state, _join(forces), frames.weight)
 
 
@@ -73,15 +89,18 @@ def read_frames(path: Path) -> Frames:
     return Frames(state, force or None, tensors.get("weight."))
 
 
-def _force(coordinates: Coordinates, descriptor: Descriptor, state: State, energy: Energy, first: int) -> Tangent:
-    state = {name: x.detach().requires_grad_() for name, x in state.items()}
+def _force(
+    coordinates: Coordinates, descriptor: Descriptor, state: State, energy: Energy, first: int, process: Joint | None
+) -> Tangent:
+    leaves = {name: x.detach().requires_grad_() for name, x in state.items()} if process is None else process.still(state)
+    state = leaves if process is None else process.exp(state, leaves)
     u = energy(coordinates.decode(state, descriptor))
     if not bool(torch.isfinite(u).all()):
         bad = first + int((~torch.isfinite(u)).nonzero()[0])
         raise IncompatibleError(f"frame {bad} has no finite energy: remove or minimise it before training.")
     total = (coordinates.log_volume(state, descriptor) - u).sum()
     # A molecule without free torsions has an empty component, which no energy depends on.
-    return dict(zip(state, torch.autograd.grad(total, list(state.values()), materialize_grads=True), strict=True))
+    return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True), strict=True))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

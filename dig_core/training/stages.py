@@ -161,7 +161,7 @@ class Physics:
         """Where to look, with forces, and the energy evaluations that took."""
         dig = progress.dig
         if self.structures is not None:
-            frames = frames_of(dig.coordinates, dig.descriptor, self.structures, task.needed_energy())
+            frames = frames_of(dig.coordinates, dig.descriptor, self.structures, task.needed_energy(), process=dig.process)
             return frames, len(frames)
         if progress.frames is not None and progress.frames.force is not None:
             return progress.frames, 0
