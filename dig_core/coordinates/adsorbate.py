@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.rotations import rotation_matrix, rotation_vector
+from ..diffusion.rotations import compose, quaternion, rotation_matrix, rotation_vector, vector_of
 from ..errors import IncompatibleError
 from ..random import Streams
 from ..system.descriptor import Descriptor
-from ..system.surface import FREE, frame_of, guest_of, role_of
+from ..system.surface import FREE, Frame, frame_of, guest_of, role_of
 from ..types import Geometry, State
 
 __all__ = ["Adsorbate"]
@@ -44,7 +44,7 @@ class Adsorbate(nn.Module):
         return cls(**config)
 
     def encode(self, geometry: Geometry, descriptor: Descriptor) -> tuple[State, Tensor]:
-        """State of (B, N, 3) Angstrom and log|d state / d geometry| (B,).
+        """State of (B, N, 3) Angstrom and log|d state / d geometry| (B,); atoms may be wrapped into the cell. Differentiable once.
 
         Raises IncompatibleError for an adsorbate whose shape is not the reference's.
         """
@@ -52,11 +52,11 @@ class Adsorbate(nn.Module):
         guest = geometry.positions.double()[:, guest_of(descriptor)]
         first = guest[:, 0]
         state = {
-            "plane": _home(first @ frame.axes.T, frame.vectors),
+            "plane": frame.home(first @ frame.axes.T),
             "height": (first @ frame.normal - frame.top - self.height)[:, None] / self.width,
         }
         if guest.shape[1] > 1:
-            state["turn"] = rotation_vector(_rotation(guest - guest[:, :1], _template(descriptor)))
+            state["turn"] = _turn(_whole(guest, frame) - guest[:, :1], self.template(descriptor))
         if bool((role == FREE).any()):
             shift = geometry.positions.double()[:, role == FREE] - _reference(descriptor)[role == FREE]
             state["surface"] = shift.flatten(1) / self.relaxation
@@ -67,7 +67,7 @@ class Adsorbate(nn.Module):
         frame, role = frame_of(descriptor), role_of(descriptor)
         plane, height = state["plane"].double(), state["height"].double()
         first = plane @ frame.axes + (frame.top + self.height + self.width * height) * frame.normal
-        offsets = _template(descriptor).expand(len(first), -1, -1)
+        offsets = self.template(descriptor).expand(len(first), -1, -1)
         if "turn" in state:
             offsets = offsets @ rotation_matrix(state["turn"].double()).transpose(1, 2)
         positions = _reference(descriptor).expand(len(first), -1, -1)
@@ -83,10 +83,15 @@ class Adsorbate(nn.Module):
         frame = frame_of(descriptor)
         value = math.log(abs(float(torch.linalg.det(frame.vectors)))) + math.log(self.width)
         if "turn" in state:
-            value += math.log(4 * math.pi if _straight(_template(descriptor)) else 8 * math.pi**2)
+            value += math.log(4 * math.pi if _straight(self.template(descriptor)) else 8 * math.pi**2)
         if "surface" in state:
             value += state["surface"].shape[1] * math.log(self.relaxation)
         return state["height"].new_full((len(state["height"]),), value, dtype=torch.float64)
+
+    def template(self, descriptor: Descriptor) -> Tensor:
+        """(A, 3) Angstrom from the adsorbate's first atom, in the reference orientation."""
+        guest = _whole(_reference(descriptor)[None, guest_of(descriptor)], frame_of(descriptor))[0]
+        return guest - guest[:1]
 
     def valid(self, state: State, descriptor: Descriptor) -> Tensor:
         """(B,) all True: every state is a structure."""
@@ -97,20 +102,21 @@ class Adsorbate(nn.Module):
         return geometry
 
 
-def _home(place: Tensor, vectors: Tensor) -> Tensor:
-    """In-plane places (B, 2) Angstrom in the cell about the origin: fractions in [-1/2, 1/2)."""
-    fraction = place @ torch.linalg.inv(vectors)
-    return (torch.remainder(fraction + 0.5, 1.0) - 0.5) @ vectors
-
-
 def _reference(descriptor: Descriptor) -> Tensor:
     return descriptor.reference.positions[0].double()  # type: ignore[union-attr]
 
 
-def _template(descriptor: Descriptor) -> Tensor:
-    """(A, 3) Angstrom from the adsorbate's first atom, in the reference orientation."""
-    guest = _reference(descriptor)[guest_of(descriptor)]
-    return guest - guest[:1]
+def _whole(guest: Tensor, frame: Frame) -> Tensor:
+    """Adsorbates (B, A, 3) in one piece: each atom is the image of it that is nearest to one of those before."""
+    placed = guest[:, :1]
+    for k in range(1, guest.shape[1]):
+        gap = guest[:, k : k + 1] - placed
+        along = gap @ frame.axes.T
+        gap = gap + (frame.home(along) - along) @ frame.axes
+        nearest = gap.norm(dim=-1).argmin(1)
+        every = torch.arange(len(guest), device=guest.device)
+        placed = torch.cat([placed, (placed + gap)[every, nearest][:, None]], 1)
+    return placed
 
 
 def _straight(template: Tensor) -> bool:
@@ -118,17 +124,27 @@ def _straight(template: Tensor) -> bool:
     return len(template) < 3 or float(widths[1]) < 1e-3 * float(widths[0])
 
 
-def _rotation(offsets: Tensor, template: Tensor) -> Tensor:
-    """(B, 3, 3) the rotation that best maps the template onto the offsets (Kabsch, doi:10.1107/S0567739476001873)."""
-    u, _, v = torch.linalg.svd(offsets.transpose(1, 2) @ template)
-    hand = torch.ones(len(offsets), 3, dtype=torch.float64)
-    hand[:, 2] = torch.sign(torch.linalg.det(u @ v))
-    turn = (u * hand[:, None]) @ v
-    misfit = (template @ turn.transpose(1, 2) - offsets).norm(dim=-1).amax(1)
+def _turn(offsets: Tensor, template: Tensor) -> Tensor:
+    """(B, 3) rotation vectors that best map the template onto the offsets (Kabsch, doi:10.1107/S0567739476001873)."""
+    fixed = offsets.detach()
+    u, _, v = torch.linalg.svd(fixed.transpose(1, 2) @ template)
+    hand = torch.ones_like(u[..., 0])
+    hand[:, 2] = torch.linalg.det(u @ v)
+    matrix = (u * hand[:, None]) @ v
+    turned = template @ matrix.transpose(1, 2)
+    misfit = (turned - fixed).norm(dim=-1).amax(1)
     if bool((misfit > _RIGID).any()):
         worst = int(misfit.argmax())
         raise IncompatibleError(
             f"structure {worst}: the adsorbate's atoms stand up to {float(misfit[worst]):.2f} Angstrom from where the rigid reference "
             "adsorbate has them. Relax it, give a reference of its shape, or leave it out (it may have dissociated)."
         )
-    return turn
+    turn = rotation_vector(matrix)
+    if not offsets.requires_grad:
+        return turn
+    # A straight adsorbate has no derivative of the decomposition; that of the rotation is its angular velocity.
+    square = turned.square().sum((1, 2))[:, None, None] * torch.eye(3).to(turned)
+    inertia = square - turned.transpose(1, 2) @ turned
+    moment = torch.linalg.cross(turned, offsets - fixed).sum(1)
+    velocity = (torch.linalg.pinv(inertia, hermitian=True, rtol=1e-6) @ moment[..., None])[..., 0]
+    return vector_of(compose(quaternion(velocity), quaternion(turn)))

@@ -16,7 +16,7 @@ from ..system.elements import N_PROPERTIES, covalent_radii, properties
 from ..system.surface import ADSORBATE, FREE, Frame, frame_of, guest_of, role_of
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
-from .periodic import EnvelopedBasis, ImageAttention, Region, Surroundings, images_within, surroundings
+from .periodic import EnvelopedBasis, ImageAttention, Images, Region, Surroundings, images_within, surroundings
 
 __all__ = ["AdsorptionGraphormer"]
 
@@ -24,17 +24,16 @@ _ATOMS = 4  # how far into a molecule atoms are told apart: the binding one, the
 
 
 class _Scene(NamedTuple):
-    """What the decoder needs of a system: mobile atoms (Q,), images, who must not see whom (Q, K), sizes (Q, K),
-    which mobile atoms are the adsorbate's (Q,), its atom that binds, the frame."""
+    """What the decoder needs of a system: mobile atoms (Q,), which of them are the adsorbate's (Q,), its atom that binds, the
+    images, who must not see whom (Q, K), radii (N,) Angstrom, the normal (3,)."""
 
     mobile: Tensor
-    parent: Tensor
-    shift: Tensor
-    skip: Tensor
-    sizes: Tensor
     guest: Tensor
     anchor: int
-    frame: Frame
+    images: Images
+    skip: Tensor
+    radii: Tensor
+    normal: Tensor
 
 
 class AdsorptionGraphormer(nn.Module):
@@ -63,7 +62,7 @@ class AdsorptionGraphormer(nn.Module):
             "width": width, "heads": heads, "layers": layers, "encoder": encoder, "basis": basis, "cutoff": cutoff, "channels": channels,
             "conditions": conditions, "coordinates": self.coordinates.config, "seed": seed,
         }  # fmt: skip
-        self.cutoff, self.heads, self.channels = float(cutoff), heads, channels
+        self.cutoff, self.channels = float(cutoff), channels
         with seeded(seed):
             self.element = nn.Linear(N_PROPERTIES, width)
             self.place = nn.Parameter(0.3 * torch.randn(2 + _ATOMS, width))
@@ -95,96 +94,97 @@ class AdsorptionGraphormer(nn.Module):
         return Joint(**parts)
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
-        positions = self.coordinates.decode(state, descriptor).positions.float()
-        scene = self._scene(descriptor)
-        slab = self._slab(descriptor, scene)
-        active = self._active(t, descriptor)
-        x, vectors = self._look(positions, slab, active, descriptor, scene)
-        return self._read(x, vectors, positions, scene)
+        frame = frame_of(descriptor)
+        state = {**state, "plane": frame.home(state["plane"].double())}
+        positions = self.coordinates.decode(state, descriptor).positions.to(self.place)
+        shifted = self.coordinates.relaxation * state["surface"].double().unflatten(1, (-1, 3)) if "surface" in state else None
+        # Slab atoms that see each other may both have moved; what is farther off than the cutoff is noise that no slab has.
+        slack = 0.0 if shifted is None else min(self.cutoff, 2 * float(shifted.detach().norm(dim=-1).max()))
+        scene = self._scene(descriptor, frame, slack)
+        slab, active = self._slab(descriptor, frame), self._active(t, descriptor)
+        x, vectors = self._look(positions, slab, active, scene)
+        return self._read(x, vectors, positions, scene, frame.axes.to(positions))
 
     def _active(self, t: Tensor, descriptor: Descriptor) -> Tensor:
-        embedded = self.time(t.float().reshape(-1))
-        if self.given is not None:
-            if descriptor.conditions.shape[-1] != self.given.in_features:
-                raise IncompatibleError(
-                    f"this network is conditioned on {self.given.in_features} numbers, the descriptor has {len(descriptor.conditions)}."
-                )
-            embedded = embedded + self.given(descriptor.conditions.float())
-        return F.silu(embedded)
+        """(T, W) of times (T,) and the descriptor's conditions."""
+        embedded, wanted = self.time(t.reshape(-1)), 0 if self.given is None else self.given.in_features
+        if descriptor.conditions.shape != (wanted,):
+            raise IncompatibleError(
+                f"this network is conditioned on {wanted} numbers, the descriptor has {len(descriptor.conditions)}: set its conditions."
+            )
+        return F.silu(embedded if self.given is None else embedded + self.given(descriptor.conditions.to(self.place)))
 
-    def _scene(self, descriptor: Descriptor) -> _Scene:
-        frame, role = frame_of(descriptor), role_of(descriptor)
-        reference = descriptor.reference.positions[0].float()  # type: ignore[union-attr]
+    def _scene(self, descriptor: Descriptor, frame: Frame, slack: float) -> _Scene:
+        """``slack`` Angstrom: by how much atoms of the slab may be nearer to each other than in the reference."""
+        role, order = role_of(descriptor), guest_of(descriptor)
+        reference = descriptor.reference.positions[0].double()  # type: ignore[union-attr]
         mobile, guest = descriptor.mobile.nonzero()[:, 0], role == ADSORBATE
-        vectors = (frame.vectors @ frame.axes).float()
+        vectors = frame.vectors @ frame.axes
         # The adsorbate's first atom is in the home cell, the others stand about it; slab atoms are where the reference has them.
         seen = (reference @ torch.linalg.pinv(vectors))[role == FREE]
-        region = Region(*(torch.cat([seen, torch.full((1, 2), edge)]).aminmax(dim=0)[k] for k, edge in enumerate((-0.5, 0.5))))
-        size = float((reference[guest] - reference[guest_of(descriptor)[:1]]).norm(dim=1).max())
-        parent, shift = images_within(reference, vectors, self.cutoff + size + 0.5, region, loose=guest)
+        region = Region(*(torch.cat([seen, seen.new_full((1, 2), edge)]).aminmax(dim=0)[k] for k, edge in enumerate((-0.5, 0.5))))
+        size = float(self.coordinates.template(descriptor).norm(dim=1).max())
+        images = images_within(reference, vectors, self.cutoff + size + slack, region, loose=guest)
         if not len(seen):
             # Nothing but the adsorbate moves: its images would be seen by no one.
-            keep = ~guest[parent] | (shift.norm(dim=1) < 1e-3)
-            parent, shift = parent[keep], shift[keep]
-        anchor, home = int(guest_of(descriptor)[0]), shift.norm(dim=1) < 1e-3
-        skip = (mobile[:, None] == parent) & home | guest[mobile][:, None] & guest[parent] & ~home
-        radii = covalent_radii(descriptor.numbers).float()
-        return _Scene(mobile, parent, shift, skip, radii[mobile][:, None] + radii[parent], guest[mobile], anchor, frame)
+            keep = ~guest[images.parent] | images.home
+            images = Images(*(x[keep] for x in images))
+        skip = (mobile[:, None] == images.parent) & images.home | guest[mobile][:, None] & guest[images.parent] & ~images.home
+        radii = covalent_radii(descriptor.numbers).to(self.place)
+        images = images._replace(shift=images.shift.to(self.place))
+        return _Scene(mobile, guest[mobile], int(order[0]), images, skip, radii, frame.normal.to(self.place))
 
     def _embed(self, descriptor: Descriptor) -> Tensor:
         """(N, W): what an atom is, and which of the adsorbate's it is."""
         role = role_of(descriptor)
         place = torch.where(role == ADSORBATE, 1 + descriptor.node[:, 2].clamp(1, _ATOMS), (role == FREE).long())
-        return self.element(properties(descriptor.numbers).float()) + self.place[place]
+        return self.element(properties(descriptor.numbers).to(self.place)) + self.place[place]
 
-    def _slab(self, descriptor: Descriptor, scene: _Scene) -> Tensor:
+    def _slab(self, descriptor: Descriptor, frame: Frame) -> Tensor:
         """(1, N, W): features of all atoms, those of the slab aware of their surroundings in the reference structure."""
-        role = role_of(descriptor)
-        fixed = (role != ADSORBATE).nonzero()[:, 0]
-        reference = descriptor.reference.positions[0].float()[fixed]  # type: ignore[union-attr]
-        vectors = (scene.frame.vectors @ scene.frame.axes).float()
+        fixed = (role_of(descriptor) != ADSORBATE).nonzero()[:, 0]
+        reference = descriptor.reference.positions[0].double()[fixed]  # type: ignore[union-attr]
+        vectors = frame.vectors @ frame.axes
         region = Region(*(reference @ torch.linalg.pinv(vectors)).aminmax(dim=0))
-        parent, shift = images_within(reference, vectors, self.cutoff, region)
-        own = (torch.arange(len(fixed))[:, None] == parent) & (shift.norm(dim=1) < 1e-3)
-        seen = surroundings(reference[None], (reference[parent] + shift)[None], self.cutoff, own)
-        radii = covalent_radii(descriptor.numbers[fixed]).float()
-        radial = self.radial(seen.distance, radii[:, None] + radii[parent]) * seen.near[..., None]
+        images = images_within(reference, vectors, self.cutoff, region)
+        own = (torch.arange(len(fixed), device=fixed.device)[:, None] == images.parent) & images.home
+        seen = surroundings(reference[None], reference[None], images, self.cutoff, own)
+        seen = seen._replace(distance=seen.distance.to(self.place), near=seen.near.to(self.place))
+        radii = covalent_radii(descriptor.numbers[fixed]).to(self.place)
+        radial = self.radial(seen.distance, radii[:, None] + radii[seen.parent]) * seen.near[..., None]
         embedded = self._embed(descriptor)
         x = embedded[None, fixed]
-        x = x + (self.slab_near(radial) * self.sent(x)[:, None, parent]).sum(2)
+        x = x + (self.slab_near(radial) * F.embedding(seen.parent, self.sent(x)[0])).sum(2)
         biases = self.slab_bias(radial).permute(0, 3, 1, 2).chunk(len(self.slab_blocks), 1)
-        still = torch.zeros(1, x.shape[-1])
+        still = torch.zeros_like(x[:, 0])
         for block, bias in zip(self.slab_blocks, biases, strict=True):
-            x = block(x, x, parent, bias, seen.near, still)
+            x = block(x, x, seen, bias, still)
         return embedded[None].index_copy(1, fixed, x)
 
-    def _look(self, positions: Tensor, slab: Tensor, active: Tensor, descriptor: Descriptor, scene: _Scene) -> tuple[Tensor, Tensor]:
-        """Features (B, Q, W) and vectors (B, Q, 3 channels of all layers, 3) of the mobile atoms."""
-        keys = positions[:, scene.parent] + scene.shift
-        seen = surroundings(positions[:, scene.mobile], keys, self.cutoff, scene.skip)
-        radial = self.radial(seen.distance, scene.sizes) * seen.near[..., None]
+    def _look(self, positions: Tensor, slab: Tensor, active: Tensor, scene: _Scene) -> tuple[Tensor, Tensor]:
+        """Features (B, Q, W) and vectors (B, Q, channels, 3), of all layers together, of the mobile atoms."""
+        seen = surroundings(positions[:, scene.mobile], positions, scene.images, self.cutoff, scene.skip)
+        sizes = scene.radii[scene.mobile][:, None] + scene.radii[seen.parent]
+        radial = self.radial(seen.distance, sizes) * seen.near[..., None]
         x = slab[:, scene.mobile].expand(len(positions), -1, -1)
-        x = x + (self.near(radial) * self.sent(slab)[:, None, scene.parent]).sum(2)
+        x = x + (self.near(radial) * F.embedding(seen.parent, self.sent(slab)[0])).sum(2)
         biases = self.bias(radial).permute(0, 3, 1, 2).chunk(len(self.blocks), 1)
         vectors = x.new_zeros(*x.shape[:2], self.channels, 3)
-        normal = scene.frame.normal.float()
         for block, pull, bias in zip(self.blocks, self.pulls, biases, strict=True):
-            x = block(x, slab, scene.parent, bias, seen.near, active)
-            x, more = pull(x, radial, slab, scene.parent, seen, normal, vectors)
-            vectors = vectors + more
+            x = block(x, slab, seen, bias, active)
+            x, vectors = pull(x, slab, radial, seen, scene.normal, vectors)
         return x, vectors
 
-    def _read(self, x: Tensor, vectors: Tensor, positions: Tensor, scene: _Scene) -> tuple[Tangent, Tangent]:
+    def _read(self, x: Tensor, vectors: Tensor, positions: Tensor, scene: _Scene, axes: Tensor) -> tuple[Tangent, Tangent]:
         """Tangents of the state's components from the mobile atoms' vectors."""
-        gates = self.head(F.silu(x))
-        normal = scene.frame.normal.float()
+        gates, normal = self.head(F.silu(x)), scene.normal
         vectors = torch.cat([vectors, normal.expand(*vectors.shape[:2], 1, 3)], 2)
         size = self.channels + 1
         push, twist, yields = ((gates[..., k * size : (k + 1) * size, None] * vectors).sum(2) for k in range(3))
         spread = gates[..., 3 * size :]
         guest = scene.guest
         whole, widths = push[:, guest].sum(1), spread[:, guest].mean(1)
-        noise = {"plane": whole @ scene.frame.axes.float().T, "height": (whole @ normal)[:, None]}
+        noise = {"plane": whole @ axes.T, "height": (whole @ normal)[:, None]}
         log_spread = {"plane": widths[:, :1], "height": widths[:, 1:2]}
         if int(guest.sum()) > 1:
             arms = positions[:, scene.mobile[guest]] - positions[:, scene.anchor, None]
@@ -205,11 +205,11 @@ class _Pull(nn.Module):
         self.radial = nn.Linear(basis, channels, bias=False)
         self.back = nn.Sequential(nn.Linear(3 * channels, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(
-        self, x: Tensor, radial: Tensor, slab: Tensor, parent: Tensor, seen: Surroundings, normal: Tensor, before: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        weights = self.radial(radial) * (1 + self.sender(slab))[:, None, parent] * (1 + self.receiver(x))[:, :, None]
-        vectors = torch.einsum("bqkc,bqkx->bqcx", weights, seen.unit)
+    def forward(self, x: Tensor, slab: Tensor, radial: Tensor, seen: Surroundings, normal: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, Q, W) of the atoms and (1, S, W) of what they see, its radial basis, and the vectors (B, Q, channels, 3) of
+        layers before -> features, and vectors with this layer's."""
+        weights = self.radial(radial) * F.embedding(seen.parent, 1 + self.sender(slab)[0])
+        vectors = torch.einsum("bqmc,bqmx->bqcx", weights, seen.unit) * (1 + self.receiver(x))[..., None]
         total = before + vectors
         invariants = torch.cat([(total * total).sum(-1), total @ normal, (total * total.roll(1, 2)).sum(-1)], -1)
-        return x + self.back(torch.asinh(invariants)), vectors
+        return x + self.back(torch.asinh(invariants)), total

@@ -15,10 +15,11 @@ __all__ = ["EnvelopedBasis", "ImageAttention", "Images", "Region", "Surroundings
 
 
 class Images(NamedTuple):
-    """K periodic images: ``parent`` (K,) atom indices, ``shift`` (K, 3) Angstrom."""
+    """K periodic images: ``parent`` (K,) atom indices, ``shift`` (K, 3) Angstrom, ``home`` (K,) True for the atoms themselves."""
 
     parent: Tensor
     shift: Tensor
+    home: Tensor
 
 
 class Region(NamedTuple):
@@ -46,28 +47,34 @@ def images_within(positions: Tensor, vectors: Tensor, reach: float, region: Regi
     steps = torch.cartesian_prod(*(torch.arange(int(a), int(b) + 1) for a, b in zip(least, most, strict=True))).to(positions)
     inside = (last[:, None] + steps >= region.low - margin) & (first[:, None] + steps <= region.high + margin)
     parent, step = inside.all(-1).nonzero(as_tuple=True)
-    return Images(parent, steps[step] @ vectors)
+    return Images(parent, steps[step] @ vectors, (steps[step] == 0).all(-1))
 
 
 class Surroundings(NamedTuple):
-    """What Q atoms see of K images: ``distance`` (B, Q, K) Angstrom, ``unit`` (B, Q, K, 3) towards the query, ``near`` (B, Q, K)
-    the smooth cutoff, 1 at contact and 0 beyond it."""
+    """What Q atoms see, M images each, the nearest first: ``parent`` (B, Q, M) atom indices, ``distance`` (B, Q, M) Angstrom,
+    ``unit`` (B, Q, M, 3) towards the query, ``near`` (B, Q, M) the smooth cutoff, 1 at contact and 0 beyond it."""
 
+    parent: Tensor
     distance: Tensor
     unit: Tensor
     near: Tensor
 
 
-def surroundings(queries: Tensor, keys: Tensor, cutoff: float, skip: Tensor | None = None) -> Surroundings:
-    """Of ``queries`` (B, Q, 3) by ``keys`` (B or 1, K, 3), Angstrom; pairs where ``skip`` (Q, K) is True are not seen."""
-    gap = queries[:, :, None] - keys[:, None]
+def surroundings(queries: Tensor, atoms: Tensor, images: Images, cutoff: float, skip: Tensor) -> Surroundings:
+    """The images of ``atoms`` (B, S, 3) that ``queries`` (B, Q, 3) see within ``cutoff``, Angstrom; none where ``skip`` (Q, K) is True."""
+    keys = atoms[:, images.parent] + images.shift
+    with torch.no_grad():
+        distance = torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist").masked_fill_(skip, torch.inf)
+        # As many as the query with the most neighbours has; others get images of no weight.
+        count = int((distance < cutoff).sum(-1).max()) if distance.numel() else 0
+        found, kept = distance.topk(count, largest=False)
+    seen = keys.gather(1, kept.flatten(1)[..., None].expand(-1, -1, 3)).view(*kept.shape, 3)
+    gap = queries[:, :, None] - seen
     distance = (gap.square().sum(-1) + SOFTENING).sqrt()
     # The polynomial envelope of arXiv:2003.03123 with p = 4: three derivatives vanish at the cutoff.
     x = (distance / cutoff).clamp(max=1.0)
-    near = 1 - 15 * x**4 + 24 * x**5 - 10 * x**6
-    if skip is not None:
-        near = near.masked_fill(skip, 0.0)
-    return Surroundings(distance, gap / distance[..., None], near)
+    near = (1 - 15 * x**4 + 24 * x**5 - 10 * x**6).masked_fill(found == torch.inf, 0.0)
+    return Surroundings(images.parent[kept], distance, gap / distance[..., None], near)
 
 
 class EnvelopedBasis(nn.Module):
@@ -84,7 +91,7 @@ class EnvelopedBasis(nn.Module):
         self.sharpness = nn.Parameter(1 / spacing)
 
     def forward(self, distance: Tensor, sizes: Tensor) -> Tensor:
-        """``distance`` (B, Q, K) and ``sizes`` (Q, K) Angstrom -> (B, Q, K, basis)."""
+        """``distance`` and ``sizes`` (B, Q, M) Angstrom -> (B, Q, M, basis)."""
         scaled = (distance / sizes)[..., None] * self.sharpness - self.centres * self.sharpness
         return scaled.square().neg().clamp(min=-FARTHEST).exp()
 
@@ -105,8 +112,8 @@ class ImageAttention(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, others: Tensor, parent: Tensor, bias: Tensor, near: Tensor, time: Tensor) -> Tensor:
-        """``x`` (B, Q, W); ``others`` (B or 1, S, W), of which image k is ``parent[k]``; ``bias`` (B, heads, Q, K); ``near`` (B, Q, K);
+    def forward(self, x: Tensor, others: Tensor, seen: Surroundings, bias: Tensor, time: Tensor) -> Tensor:
+        """``x`` (B, Q, W); ``others`` (B or 1, S, W), the parents of the images ``seen``; ``bias`` (B, heads, Q, M);
         ``time`` (T, W) with T = 1 or B -> (B, Q, W)."""
         b, q, w = x.shape
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
@@ -114,13 +121,16 @@ class ImageAttention(nn.Module):
         query = self.query(normed).view(b, q, self.heads, -1).transpose(1, 2)
         both = self.key_value(F.layer_norm(others, (w,))).view(len(others), -1, 2, self.heads, w // self.heads)
         key, value = both.permute(2, 0, 3, 1, 4)
-        logits = (query @ key.transpose(2, 3) * (w // self.heads) ** -0.5)[..., parent] + bias
+        parent = seen.parent[:, None].expand(-1, self.heads, -1, -1)
+        every = query @ key.transpose(2, 3) * (w // self.heads) ** -0.5
+        logits = every.gather(-1, parent) + bias
         # The envelope multiplies the weights, so that an image enters at the cutoff without a jump; 1 is the weight of silence.
-        top = logits.detach().amax(-1, keepdim=True).clamp_min(0.0)
-        weights = near[:, None] * torch.exp(logits - top)
+        top = F.pad(logits.detach(), (0, 1)).amax(-1, keepdim=True)
+        weights = seen.near[:, None] * torch.exp(logits - top)
         weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(-top))
         # Images of one parent share its value: their weights add up first.
-        heard = (weights @ F.one_hot(parent, others.shape[1]).to(x.dtype) @ value).transpose(1, 2).reshape(b, q, w)
+        weights = torch.zeros_like(every).scatter_add(-1, parent, weights)
+        heard = (weights @ value).transpose(1, 2).reshape(b, q, w)
         x = x + (1 + gate1) * self.mix(heard)
         hidden = F.silu(self.widen(torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)))
         return x + (1 + gate2) * self.narrow(hidden)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ N_PROPERTIES = 5
 
 def covalent_radii(numbers: Tensor) -> Tensor:
     """(...,) Angstrom of atomic numbers; raises UnsupportedError beyond plutonium."""
-    return torch.tensor([0.0, *_RADII], dtype=torch.float64)[_checked(numbers)]
+    return _radii()[_checked(numbers)]
 
 
 def properties(numbers: Tensor) -> Tensor:
@@ -42,8 +44,17 @@ def properties(numbers: Tensor) -> Tensor:
     Columns: group (the f elements stand with group 3), period, electronegativity, covalent radius, share of the period filled.
     Raises UnsupportedError beyond plutonium.
     """
-    table = torch.tensor([[0.0] * N_PROPERTIES, *(_row(z) for z in range(1, len(_RADII) + 1))], dtype=torch.float64)
-    return table[_checked(numbers)]
+    return _table()[_checked(numbers)]
+
+
+@cache
+def _radii() -> Tensor:
+    return torch.tensor([0.0, *_RADII], dtype=torch.float64)
+
+
+@cache
+def _table() -> Tensor:
+    return torch.tensor([[0.0] * N_PROPERTIES, *(_row(z) for z in range(1, len(_RADII) + 1))], dtype=torch.float64)
 
 
 def _row(z: int) -> list[float]:

@@ -31,6 +31,11 @@ class Frame(NamedTuple):
     vectors: Tensor
     top: float
 
+    def home(self, place: Tensor) -> Tensor:
+        """In-plane places (..., 2) Angstrom less whole cell vectors: fractions in [-1/2, 1/2)."""
+        vectors = self.vectors.to(place)
+        return place - torch.floor(place.detach() @ torch.linalg.inv(vectors) + 0.5) @ vectors
+
 
 def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, conditions=()) -> Descriptor:
     """Descriptor of an adsorbate on one side of a slab.
@@ -45,34 +50,41 @@ def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, co
 
     Raises
     ------
-    IncompatibleError: indices out of range or in both lists, no slab, an adsorbate that stands inside the slab.
+    IncompatibleError: arrays that do not fit each other, indices out of range or named twice, no slab, an adsorbate that stands
+    inside the slab.
     """
     numbers = torch.as_tensor(numbers, dtype=torch.long)
+    positions, cell = (torch.as_tensor(x, dtype=torch.float64) for x in (positions, cell))
     n = len(numbers)
-    role = torch.full((n,), FROZEN)
-    for name, indices, value in (("free", free, FREE), ("adsorbate", adsorbate, ADSORBATE)):
-        indices = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
-        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < n):
-            raise IncompatibleError(f"{name} must name atoms 0..{n - 1}, got an index {int(indices.min())} to {int(indices.max())}.")
-        if bool((role[indices] != FROZEN).any()):
-            raise IncompatibleError(f"an atom is named both as free and as adsorbate, or twice: {indices.tolist()}.")
-        role[indices] = value
-    order = torch.as_tensor(adsorbate, dtype=torch.long).reshape(-1)
-    if not 0 < len(order) < n:
-        raise IncompatibleError(f"expected an adsorbate and a slab, got {len(order)} adsorbate atoms of {n}.")
-    place = torch.zeros(n, dtype=torch.long)
-    place[order] = torch.arange(1, len(order) + 1)
-    positions = torch.as_tensor(positions, dtype=torch.float64).reshape(1, n, 3)
-    cell = torch.as_tensor(cell, dtype=torch.float64).reshape(1, 3, 3)
-    pbc = torch.ones(3, dtype=torch.bool)
-    pbc[vacuum] = False
+    if positions.shape != (n, 3) or cell.shape != (3, 3):
+        raise IncompatibleError(f"expected positions ({n}, 3) and a cell (3, 3), got {tuple(positions.shape)} and {tuple(cell.shape)}.")
+    if vacuum not in (0, 1, 2):
+        raise IncompatibleError(f"vacuum must name a cell vector, 0, 1 or 2, got {vacuum}.")
+    free, adsorbate = (_checked(name, x, n) for name, x in (("free", free), ("adsorbate", adsorbate)))
+    if not 0 < len(adsorbate) < n:
+        raise IncompatibleError(f"expected an adsorbate and a slab, got {len(adsorbate)} adsorbate atoms of {n}.")
+    role, place = torch.full((n,), FROZEN), torch.zeros(n, dtype=torch.long)
+    role[free] = FREE
+    if bool((role[adsorbate] == FREE).any()):
+        raise IncompatibleError(f"an atom is named both as free and as adsorbate: {adsorbate[role[adsorbate] == FREE].tolist()}.")
+    role[adsorbate], place[adsorbate] = ADSORBATE, torch.arange(1, len(adsorbate) + 1)
+    pbc = torch.arange(3) != vacuum
     descriptor = Descriptor(
         numbers=numbers, node=torch.stack([numbers, role, place], 1), pair=torch.zeros(n, n, 0, dtype=torch.long),
-        bonds=torch.zeros(0, 2, dtype=torch.long), mobile=role != FROZEN, reference=Geometry(positions, cell), pbc=pbc,
+        bonds=torch.zeros(0, 2, dtype=torch.long), mobile=role != FROZEN, reference=Geometry(positions[None], cell[None]), pbc=pbc,
         schema=SURFACE_SCHEMA, conditions=torch.as_tensor(conditions, dtype=torch.float64).reshape(-1),
     )  # fmt: skip
     frame_of(descriptor)
     return descriptor
+
+
+def _checked(name: str, indices, n: int) -> Tensor:
+    indices = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
+    if bool(((indices < 0) | (indices >= n)).any()):
+        raise IncompatibleError(f"{name} must name atoms 0..{n - 1}, got {indices.tolist()}.")
+    if len(indices.unique()) != len(indices):
+        raise IncompatibleError(f"{name} names an atom twice: {indices.tolist()}.")
+    return indices
 
 
 def role_of(descriptor: Descriptor) -> Tensor:
