@@ -11,55 +11,39 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
-from ..types import Tangent
-from .losses import Frames, denoising_loss, fisher_information, stratified_times
+from .losses import Denoising, Frames
 
 __all__ = ["Systems"]
 
 
 @dataclass(frozen=True)
 class Systems:
-    """Denoising score matching on several systems as an objective.
+    """:class:`Denoising` on several systems as an objective, all of the same weight.
 
-    Each step takes ``together`` systems at random, by ``weight`` (one number a system, even if None), and shares the batch
-    among them. Forces of the frames blend the targets, a Fisher information a system. Raises IncompatibleError for no systems,
-    or a model whose network serves one system only.
+    Each step takes ``together`` systems at random and shares the batch among them. Raises IncompatibleError for no systems, for
+    frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of one system only.
     """
 
     systems: Sequence[tuple[Descriptor, Frames]]
     together: int = 8
-    weight: Sequence[float] | None = None
     spread_weight: float = 0.1
-    fisher: list[Tangent | None] = field(init=False, repr=False)
+    parts: list[Denoising] = field(init=False, repr=False)
 
     def __post_init__(self):
-        if not self.systems:
-            raise IncompatibleError("expected at least one system to train on, got none.")
-        object.__setattr__(self, "fisher", [None if f.force is None else fisher_information(f.force) for _, f in self.systems])
+        if not self.systems or self.together < 1:
+            raise IncompatibleError(f"expected one system or more to train on, got {len(self.systems)}, {self.together} at a time.")
+        object.__setattr__(self, "parts", [Denoising(f, d, spread_weight=self.spread_weight) for d, f in self.systems])
 
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        share = torch.ones(len(self.systems)) if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
-        chosen = torch.multinomial(share, min(self.together, len(self.systems)), generator=order)
+        chosen = torch.randperm(len(self.parts), generator=order)[: self.together].tolist()
         size = max(2, batch // len(chosen))
-        total = {"noise": torch.zeros(()), "spread": torch.zeros(())}
-        for number in chosen.tolist():
-            descriptor, frames = self.systems[number]
-            part = frames.take(torch.randint(len(frames), (size,), generator=order))
-            loss = denoising_loss(
-                _bound(model, descriptor), part, descriptor, stratified_times(size, order), noise, fisher=self.fisher[number]
-            )
-            total = {"noise": total["noise"] + loss["noise"] / len(chosen), "spread": total["spread"] + loss["spread"] / len(chosen)}
-        return {"noise": total["noise"], "spread": self.spread_weight * total["spread"]}
+        losses = [self.parts[k](_bound(model, self.parts[k].descriptor), size, order, noise) for k in chosen]
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
-        """Mean losses over the systems, with the same times and noise at every call."""
-        rng = torch.Generator().manual_seed(seed)
-        sums = {"noise": 0.0, "spread": 0.0}
-        for number, (descriptor, frames) in enumerate(self.systems):
-            times = stratified_times(len(frames), rng)
-            loss = denoising_loss(_bound(model, descriptor), frames, descriptor, times, rng, fisher=self.fisher[number])
-            sums = {name: value + float(loss[name]) / len(self.systems) for name, value in sums.items()}
-        return sums
+        """Mean unweighted losses over the systems, with the same times and noise at every call."""
+        losses = [part.evaluate(_bound(model, part.descriptor), seed) for part in self.parts]
+        return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
 
 
 def _bound(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:
