@@ -31,7 +31,8 @@ class Card:
     """What a model says of itself; every value is a JSON primitive.
 
     ``temperature`` in K, None for models of no single temperature; ``steps`` and ``paths`` the defaults of path proposals;
-    ``measured`` figures with the script that made them; ``history`` the stages of its training.
+    ``measured`` figures with the script that made them; ``history`` the stages of its training; ``scope`` what a model of
+    many systems was trained on, kind of thing -> names or range.
     """
 
     name: str = "unnamed"
@@ -46,6 +47,7 @@ class Card:
     history: list = field(default_factory=list)
     intended_use: str = ""
     limits: str = ""
+    scope: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

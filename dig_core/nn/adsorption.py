@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,12 @@ class AdsorptionGraphormer(nn.Module):
         return Joint(**parts)
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
+        """Noise departures and log-variances of B states at times ``t`` (1,) or (B,).
+
+        ``descriptor`` is of one system; or its ``conditions`` are (B, C), and ``numbers`` (B, N) for adsorbates of one atom, which
+        alone may differ: what shares a slab is trained on together.
+        """
+        given, descriptor = descriptor, _first(descriptor)
         frame = frame_of(descriptor)
         state = {**state, "plane": frame.home(state["plane"].double())}
         positions = self.coordinates.decode(state, descriptor).positions.to(self.place)
@@ -101,16 +108,16 @@ class AdsorptionGraphormer(nn.Module):
         # Slab atoms that see each other may both have moved; what is farther off than the cutoff is noise that no slab has.
         slack = 0.0 if shifted is None else min(self.cutoff, 2 * float(shifted.detach().norm(dim=-1).max()))
         scene = self._scene(descriptor, frame, slack)
-        slab, active = self._slab(descriptor, frame), self._active(t, descriptor)
-        x, vectors = self._look(positions, slab, active, scene)
+        slab, active = self._slab(descriptor, frame), self._active(t, given)
+        x, vectors = self._look(positions, slab, active, scene, given.numbers)
         return self._read(x, vectors, positions, scene, frame.axes.to(positions))
 
     def _active(self, t: Tensor, descriptor: Descriptor) -> Tensor:
         """(T, W) of times (T,) and the descriptor's conditions."""
         embedded, wanted = self.time(t.reshape(-1)), 0 if self.given is None else self.given.in_features
-        if descriptor.conditions.shape != (wanted,):
+        if descriptor.conditions.shape[-1] != wanted:
             raise IncompatibleError(
-                f"this network is conditioned on {wanted} numbers, the descriptor has {len(descriptor.conditions)}: set its conditions."
+                f"the network is conditioned on {wanted} numbers, the descriptor has {descriptor.conditions.shape[-1]}: set its conditions."
             )
         return F.silu(embedded if self.given is None else embedded + self.given(descriptor.conditions.to(self.place)))
 
@@ -161,12 +168,14 @@ class AdsorptionGraphormer(nn.Module):
             x = block(x, x, seen, bias, still)
         return embedded[None].index_copy(1, fixed, x)
 
-    def _look(self, positions: Tensor, slab: Tensor, active: Tensor, scene: _Scene) -> tuple[Tensor, Tensor]:
+    def _look(self, positions: Tensor, slab: Tensor, active: Tensor, scene: _Scene, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, Q, W) and vectors (B, Q, channels, 3), of all layers together, of the mobile atoms."""
         seen = surroundings(positions[:, scene.mobile], positions, scene.images, self.cutoff, scene.skip)
-        sizes = scene.radii[scene.mobile][:, None] + scene.radii[seen.parent]
-        radial = self.radial(seen.distance, sizes) * seen.near[..., None]
-        x = slab[:, scene.mobile].expand(len(positions), -1, -1)
+        own, x = scene.radii[scene.mobile][:, None], slab[:, scene.mobile].expand(len(positions), -1, -1)
+        if numbers.dim() == 2:
+            own = covalent_radii(numbers[:, scene.mobile]).to(own)[..., None]
+            x = x + self.element(properties(numbers[:, scene.mobile]).to(own)) - self.element(properties(numbers[:1, scene.mobile]).to(own))
+        radial = self.radial(seen.distance, own + scene.radii[seen.parent]) * seen.near[..., None]
         x = x + (self.near(radial) * F.embedding(seen.parent, self.sent(slab)[0])).sum(2)
         biases = self.bias(radial).permute(0, 3, 1, 2).chunk(len(self.blocks), 1)
         vectors = x.new_zeros(*x.shape[:2], self.channels, 3)
@@ -194,6 +203,17 @@ class AdsorptionGraphormer(nn.Module):
             noise["surface"] = yields[:, ~guest].flatten(1)
             log_spread["surface"] = spread[:, ~guest, 3:].expand(-1, -1, 3).flatten(1)
         return noise, log_spread
+
+
+def _first(descriptor: Descriptor) -> Descriptor:
+    """The first system of several on one slab. Raises IncompatibleError where more than a lone atom differs."""
+    numbers, conditions = descriptor.numbers, descriptor.conditions
+    if numbers.dim() == 2:
+        if int(descriptor.mobile.sum()) > 1 or bool((numbers != numbers[:1])[:, ~descriptor.mobile].any()):
+            raise IncompatibleError("systems may share a batch if they differ in one mobile atom or in conditions; these differ in more.")
+        numbers = numbers[0]
+        descriptor = replace(descriptor, numbers=numbers, node=torch.cat([numbers[:, None], descriptor.node[:, 1:]], 1))
+    return replace(descriptor, conditions=conditions[0]) if conditions.dim() == 2 else descriptor
 
 
 class _Pull(nn.Module):

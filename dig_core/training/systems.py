@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
-from .losses import Denoising, Frames
+from ..types import Tangent
+from .losses import Denoising, Frames, denoising_loss, stratified_times
 
 __all__ = ["Systems"]
 
@@ -20,7 +21,8 @@ __all__ = ["Systems"]
 class Systems:
     """:class:`Denoising` on several systems as an objective, all of the same weight.
 
-    Each step takes ``together`` systems at random and shares the batch among them. Raises IncompatibleError for no systems, for
+    Systems on one slab, which differ in their lone adsorbate atom or in their conditions alone, are trained on together. Each
+    step takes ``together`` such groups at random and shares the batch among them. Raises IncompatibleError for no systems, for
     frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of one system only.
     """
 
@@ -28,22 +30,76 @@ class Systems:
     together: int = 8
     spread_weight: float = 0.1
     parts: list[Denoising] = field(init=False, repr=False)
+    groups: list[list[int]] = field(init=False, repr=False)
 
     def __post_init__(self):
         if not self.systems or self.together < 1:
             raise IncompatibleError(f"expected one system or more to train on, got {len(self.systems)}, {self.together} at a time.")
         object.__setattr__(self, "parts", [Denoising(f, d, spread_weight=self.spread_weight) for d, f in self.systems])
+        groups: dict[tuple, list[int]] = {}
+        for number, (descriptor, frames) in enumerate(self.systems):
+            groups.setdefault((*_slab(descriptor), frames.force is None, frames.weight is None), []).append(number)
+        object.__setattr__(self, "groups", list(groups.values()))
 
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randperm(len(self.parts), generator=order)[: self.together].tolist()
+        chosen = torch.randperm(len(self.groups), generator=order)[: self.together].tolist()
         size = max(2, batch // len(chosen))
-        losses = [self.parts[k](_bound(model, self.parts[k].descriptor), size, order, noise) for k in chosen]
-        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+        losses = [self._loss(model, self.groups[k], size, order, noise) for k in chosen]
+        loss = {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
+        return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
+
+    def _loss(self, model: ScoreModel, group: list[int], size: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        """Of ``size`` frames, each of a system of the group drawn at random."""
+        which = torch.randint(len(group), (size,), generator=order).sort().values
+        counts = torch.bincount(which, minlength=len(group)).tolist()
+        taken = [
+            self.parts[k].frames.take(torch.randint(len(self.parts[k].frames), (count,), generator=order))
+            for k, count in zip(group, counts, strict=True)
+        ]
+        frames, descriptor = _joined(taken), self._descriptor(group, which)
+        fisher = self._fisher(group, which)
+        return denoising_loss(_bound(model, descriptor), frames, descriptor, stratified_times(size, order), noise, fisher=fisher)
+
+    def _descriptor(self, group: list[int], which: Tensor) -> Descriptor:
+        """Of a batch whose row b is of system ``group[which[b]]``."""
+        descriptors = [self.systems[k][0] for k in group]
+        first = descriptors[0]
+        if len(group) == 1:
+            return first
+        conditions = torch.stack([d.conditions for d in descriptors])[which]
+        if all(torch.equal(d.numbers, first.numbers) for d in descriptors):
+            return replace(first, conditions=conditions)
+        return replace(first, conditions=conditions, numbers=torch.stack([d.numbers for d in descriptors])[which])
+
+    def _fisher(self, group: list[int], which: Tensor) -> Tangent | None:
+        informations = [self.parts[k].fisher for k in group]
+        if any(one is None for one in informations):
+            return None
+        return {name: torch.stack([one[name] for one in informations if one is not None])[which] for name in informations[0] or {}}
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
         """Mean unweighted losses over the systems, with the same times and noise at every call."""
         losses = [part.evaluate(_bound(model, part.descriptor), seed) for part in self.parts]
         return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
+
+
+def _slab(descriptor: Descriptor) -> tuple:
+    """What systems of a group have in common: the frozen atoms and their cell; and the mobile ones, unless it is one atom."""
+    reference = descriptor.reference
+    if reference is None:
+        return (id(descriptor),)
+    mobile = descriptor.mobile
+    lone = int(mobile.sum()) == 1
+    fixed = ~mobile if lone else torch.ones_like(mobile)
+    cell = () if reference.cell is None else tuple(reference.cell.flatten().tolist())
+    return tuple(descriptor.numbers[fixed].tolist()), tuple(reference.positions[0, fixed].flatten().tolist()), cell, tuple(mobile.tolist())
+
+
+def _joined(parts: list[Frames]) -> Frames:
+    state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
+    force = None if parts[0].force is None else {n: torch.cat([p.force[n] for p in parts if p.force is not None]) for n in parts[0].force}
+    weight = None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None])
+    return Frames(state, force, weight)
 
 
 def _bound(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:

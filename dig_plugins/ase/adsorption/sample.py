@@ -43,7 +43,9 @@ def on_slab(
     indices = np.arange(len(slab), len(placed))
     if not unseen:
         check_scope(dig, placed, indices, temperature)
-    descriptor = describe_adsorption(placed, indices, temperature=temperature, anchor=len(slab) + anchor, yielding=yielding)
+    descriptor = describe_adsorption(
+        placed, indices, temperature=temperature, anchor=len(slab) + anchor, yielding=yielding
+    )
     return dig.on(descriptor), placed
 
 
@@ -102,7 +104,13 @@ def _independent(dig: DiG, energy: ASEEnergy | None, n: int, seed: int, steps: i
 
 def _weighed(samples: Samples, energy: ASEEnergy | None) -> dict:
     log_q, valid = samples.known_log_q().numpy(), samples.valid.numpy()
-    found = {"positions": samples.geometry.positions.numpy(), "log_q": log_q, "valid": valid, "log_weight": None, "energies": None}
+    found = {
+        "positions": samples.geometry.positions.numpy(),
+        "log_q": log_q,
+        "valid": valid,
+        "log_weight": None,
+        "energies": None,
+    }
     if energy is not None:
         with torch.no_grad():
             u = energy(samples.geometry).numpy()
@@ -118,10 +126,14 @@ def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, ba
     size = min(batch, max(_BLOCK, n))
     first = _weighed(proposal.draw(_BLOCK, Streams(seed + 1, range(_BLOCK))), energy)
     if not np.isfinite(first["log_weight"]).any():
-        raise StateError(f"none of {_BLOCK} proposals has an energy ({dict(energy.failures)}): check the calculator's elements.")
+        raise StateError(
+            f"none of {_BLOCK} proposals has an energy ({dict(energy.failures)}): check the calculator's elements."
+        )
     shares = normalised_weights(first["log_weight"])
     start = int(np.searchsorted(np.cumsum(shares), float(Streams(seed + 1, [_BLOCK]).uniform(1)) * (1 - 1e-12)))
-    chain = MonteCarlo(proposal, energy, Geometry(torch.as_tensor(first["positions"][start])[None]), seed=seed, batch=size)
+    chain = MonteCarlo(
+        proposal, energy, Geometry(torch.as_tensor(first["positions"][start])[None]), seed=seed, batch=size
+    )
     here = float(first["energies"][start])
     positions, energies = [], []
     while sum(len(part) for part in positions) < n:
@@ -131,7 +143,13 @@ def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, ba
             here = float(u) * energy.kt if accepted else here
             energies.append(here)
     whole = np.concatenate(positions)
-    return {"positions": whole, "log_q": None, "valid": np.ones(len(whole), dtype=bool), "log_weight": None, "energies": np.array(energies)}
+    return {
+        "positions": whole,
+        "log_q": None,
+        "valid": np.ones(len(whole), dtype=bool),
+        "log_weight": None,
+        "energies": np.array(energies),
+    }
 
 
 def _name(calculator) -> str:

@@ -102,7 +102,8 @@ class SiteSurface:
     def forces(self, xyz: Tensor) -> Tensor:
         """(..., 3) eV/Angstrom."""
         x = torch.as_tensor(xyz, dtype=torch.float64).detach().requires_grad_(True)
-        return -torch.autograd.grad(self.energy(x).sum(), x)[0]
+        with torch.enable_grad():
+            return -torch.autograd.grad(self.energy(x).sum(), x)[0]
 
     def profile(self, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest energy over z, eV, and the height where it is, at ``fractions`` (..., 2) of the primitive vectors."""

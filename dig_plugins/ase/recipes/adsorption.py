@@ -9,12 +9,19 @@ Resumable: run the same command again.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from ase import Atoms
+from ase.build import fcc111
 from ase.io import read
+from ase.units import kB
 
 from dig_core.coordinates import Adsorbate
 from dig_core.dig import Card, DiG
@@ -25,15 +32,16 @@ from dig_core.training.frames import read_frames, write_frames
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames
 from dig_core.training.systems import Systems
+from dig_plugins.ase.adsorption.surface import SiteSurface
 from dig_plugins.ase.recipes.labels import Labels
-from dig_plugins.ase.recipes.samples import TEMPERATURES, at_temperature, described, labelled_frames
+from dig_plugins.ase.recipes.samples import TEMPERATURES, at_temperature, described, frames, labelled_frames
 from dig_plugins.ase.recipes.slabs import ADSORBATES, SLABS, adsorbate, surface_vectors
 
 log = logging.getLogger(__name__)
 
-__all__ = ["general_systems", "train"]
+__all__ = ["METALS", "general_systems", "table_frames", "table_systems", "train"]
 
-_TABLE = "Xu and Kitchin, doi:10.1021/jp508805h"
+METALS = ("Ag", "Au", "Cu", "Ir", "Pd", "Pt", "Rh")
 
 
 def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None = None, n: int = 600) -> list[tuple[Descriptor, Frames]]:
@@ -61,12 +69,70 @@ def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None
     return found
 
 
-def train(systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, width: int = 64, batch: int = 256, seed: int = 1) -> DiG:
+def table_systems(without: str | None = None, *, n: int = 1500, seed: int = 1) -> list[tuple[Descriptor, Frames]]:
+    """H, C, N and O on the fcc(111) metals of the table, less one metal, at five temperatures."""
+    rng, found = np.random.default_rng(seed), []
+    for metal, guest in ((m, g) for m in METALS if m != without for g in ("H", "C", "N", "O")):
+        found += [(system, table_frames(surface, system, t, n, rng)) for surface, system, t in _table_laws(metal, guest)]
+    return found
+
+
+def table_frames(surface: SiteSurface, system: Descriptor, temperature: float, n: int, rng: np.random.Generator) -> Frames:
+    """``n`` independent draws of exp(-E/kT) and their forces: the plane by resampling, the height from its normal law."""
+    fraction = rng.random((200_000, 2))
+    value, height = surface.profile(fraction)
+    weight = np.exp(-(value - value.min()) / (kB * temperature))
+    chosen = rng.choice(len(value), n, p=weight / weight.sum())
+    height = height[chosen] + np.sqrt(kB * temperature / surface.stiffness) * rng.normal(size=n)
+    # Any translation of the surface will do: the model's cell holds several.
+    steps = rng.integers(2, size=(n, 2))
+    place = torch.tensor(surface.origin + (fraction[chosen] + steps) @ surface.vectors + height[:, None] * surface.normal)
+    return frames(Adsorbate(), system, place[:, None], surface.forces(place)[:, None] / (kB * temperature))
+
+
+def _table_laws(metal: str, guest: str) -> Iterator[tuple[SiteSurface, Descriptor, float]]:
+    """The surface on a p(2x2) slab of the table's lattice constant, and the system at each temperature."""
+    surface = SiteSurface.from_table(metal, guest)
+    slab = fcc111(metal, (2, 2, 4), a=float(np.linalg.norm(surface.vectors[0])) * math.sqrt(2), vacuum=8)
+    surface = surface.on(slab)
+    over = Atoms(guest, [surface.origin + 1.5 * surface.normal])
+    system = described(slab, over)
+    yield from ((surface, at_temperature(system, t), t) for t in TEMPERATURES)
+
+
+def train(systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, width: int = 64, batch: int = 192, seed: int = 1) -> DiG:
     """A network of these systems, trained for ``steps``; checkpoints in ``out``."""
     network = AdsorptionGraphormer(width=width, conditions=1, seed=seed)
     descriptor = at_temperature(systems[0][0], 300.0)
     model = NoiseScore(network, network.process(descriptor))
     config = LoopConfig(steps=steps, batch=batch, rate=2e-3, warmup=200, average=0.998, every=500, seed=seed)
-    result = optimise(model, Systems(systems), config, directory=out)
-    dig = DiG(result.model.eval().requires_grad_(False), network.coordinates, descriptor, Card(steps=24))
-    return dig
+    result = optimise(model, Systems(systems, together=4), config, directory=out)
+    return DiG(result.model.eval().requires_grad_(False), network.coordinates, descriptor, Card(steps=24))
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=("general", "fcc111"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--facets", nargs="*", help="of general: train on these surfaces only")
+    parser.add_argument("--without", help="of fcc111: a metal to leave out")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    if given.model == "general":
+        if given.labels is None:
+            parser.error("general needs --labels, the directory that dig_plugins.ase.recipes.labels wrote.")
+        systems = general_systems(given.labels, given.labels / "frames", facets=tuple(given.facets) if given.facets else None)
+    else:
+        systems = table_systems(given.without, seed=given.seed)
+    log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
+    dig = train(systems, given.out, given.steps, width=64 if given.model == "general" else 48, seed=given.seed)
+    dig.save(given.out / f"adsorb-{given.model}.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -63,8 +63,10 @@ def label(slab: Atoms, guest: Atoms, vectors: np.ndarray, calculator: Calculator
         near = np.concatenate([_rattled(found.positions[low], rng) for _ in range(20)])
         tries = np.concatenate([tries, near])
         mean, doubt = process(torch.tensor(tries))[0].numpy(), process.deviation(torch.tensor(tries)).numpy()
+        # Where atoms overlap both numbers overflow: such places are worth nothing.
         worth = np.exp(-np.clip((mean - doubt - mean.min()) / _HOT, 0, 50)) * doubt**2
-        chosen = rng.choice(len(tries), size=min(12, count - len(found.energy)), replace=False, p=(worth + 1e-12) / (worth + 1e-12).sum())
+        worth = np.nan_to_num(worth, posinf=0.0) + 1e-12
+        chosen = rng.choice(len(tries), size=min(12, count - len(found.energy)), replace=False, p=worth / worth.sum())
         more = _measure(slab, guest, tries[chosen], calculator)
         found = Labels(*(np.concatenate([getattr(found, k), getattr(more, k)]) for k in ("positions", "energy", "force")))
     return found
@@ -80,7 +82,9 @@ def _measure(slab: Atoms, guest: Atoms, positions: np.ndarray, calculator: Calcu
         whole.calc = calculator
         energies.append(whole.get_potential_energy())
         forces.append(whole.get_forces()[-size:])
-    return Labels(positions, np.array(energies, dtype=float), np.array(forces, dtype=float))
+    energy, force = np.array(energies, dtype=float), np.array(forces, dtype=float)
+    good = np.isfinite(energy) & np.isfinite(force).all((1, 2))
+    return Labels(positions[good], energy[good], force[good])
 
 
 def _tries(slab: Atoms, guest: Atoms, vectors: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

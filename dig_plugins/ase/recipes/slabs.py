@@ -38,9 +38,11 @@ def _recipe(name: str) -> SlabRecipe:
 
 
 _NAMES = [
-    *(f"{m}-{f}" for f in ("fcc111", "fcc100", "fcc110") for m in ("Cu", "Ag", "Ni", "Pd", "Pt", "Rh", "Au", "Al")),
-    "Ru-hcp0001", "Ti-hcp0001", "Fe-bcc110", "W-bcc110", "W-bcc100", "Cu3Pt-fcc111", "Pd3Ag-fcc111", "Ni3Au-fcc111",
-    "Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211",
+    *(f"{m}-fcc111" for m in ("Cu", "Ag", "Ni", "Pd", "Pt", "Rh", "Au", "Al")),
+    *(f"{m}-fcc100" for m in ("Cu", "Ag", "Ni", "Pd")),
+    *(f"{m}-fcc110" for m in ("Cu", "Ni", "Pd", "Pt", "Ag")),
+    "Cu3Pt-fcc111", "Pd3Ag-fcc111", "Ni3Au-fcc111", "Ni-fcc211", "Pd-fcc211", "Rh-fcc211", "Ru-hcp0001", "Fe-bcc110", "W-bcc110",
+    "Pt-fcc100", "Rh-fcc100",
 ]  # fmt: skip
 SLABS = {name: _recipe(name) for name in _NAMES}
 HELD_OUT = {

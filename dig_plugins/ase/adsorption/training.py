@@ -1,0 +1,160 @@
+"""One call from a slab, an adsorbate and a calculator to a model of their equilibrium distribution; from frames where there are some."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ase import Atoms
+
+from dig_core.dig import Card, DiG
+from dig_core.errors import IncompatibleError
+from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
+from dig_core.montecarlo.chain import Pool
+from dig_core.nn import AdsorptionGraphormer
+from dig_core.random import as_seed
+from dig_core.score import NoiseScore
+from dig_core.training.fit import Stage
+from dig_core.training.fit import fit as run_stages
+from dig_core.training.frames import frames_of
+from dig_core.training.loop import LoopConfig
+from dig_core.training.losses import Frames
+from dig_core.training.population import Population
+from dig_core.training.stages import Denoise, Reweight
+
+from ..convert import to_geometry
+from ..energy import ASEEnergy
+from .describe import describe_adsorption
+from .place import as_adsorbate, place_adsorbate
+from .sample import on_slab
+
+__all__ = ["AdsorptionFit", "fit_adsorption", "untrained"]
+
+_VISITS = 130  # evaluations a walker of a population: about ten rungs of six moves, and the harvest
+
+
+class AdsorptionFit(NamedTuple):
+    """``dig`` and what to expect of it: raw effective sample size and acceptance of its proposals, as fractions (nan if not measured).
+
+    ``evaluations`` of the energy and wall-clock ``seconds`` that the training took; ``history`` one dict a stage; ``finished``
+    False if it was interrupted: the same call with ``out`` goes on.
+    """
+
+    dig: DiG
+    raw_ess: float
+    acceptance: float
+    evaluations: int
+    seconds: float
+    history: list[dict]
+    finished: bool
+
+    def __str__(self) -> str:
+        cost = f"{self.evaluations:,} energy evaluations, {self.seconds / 60:.1f} minutes"
+        if not self.finished:
+            return f"interrupted after {cost}: run the same call again to go on."
+        return f"expect an acceptance of {self.acceptance:.0%} and a raw effective sample size of {self.raw_ess:.0%}; {cost}."
+
+
+def untrained(
+    slab: Atoms, adsorbate, *, temperature: float = 300.0, normal=None, anchor: int | None = None, yielding: bool = False, seed: int = 0
+) -> DiG:
+    """A model of ``adsorbate`` on ``slab`` that knows nothing yet; arguments as of :func:`~.sample.sample_adsorption`."""
+    guest, anchor = as_adsorbate(adsorbate, anchor)
+    placed = place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
+    indices = range(len(slab), len(placed))
+    descriptor = describe_adsorption(placed, list(indices), temperature=temperature, anchor=len(slab) + anchor, yielding=yielding)
+    network = AdsorptionGraphormer(width=48, conditions=1, seed=seed)
+    model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
+    return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=24))
+
+
+def fit_adsorption(
+    slab: Atoms, adsorbate, energy=None, model: DiG | str | Path | None = None, *, temperature: float = 300.0,
+    frames: Sequence[Atoms] | None = None, evaluations: int = 100_000, steps: int = 1500, out: str | Path | None = None,
+    seed: int | None = None, progress: bool | None = None, normal=None, anchor: int | None = None, yielding: bool = False,
+) -> AdsorptionFit:  # fmt: skip
+    """Train a model of one adsorbate on one slab from a calculator, from frames, or from both; ``model`` says what to start from.
+
+    From the energy alone an untrained model begins with a population that is annealed from its prior to exp(-E/kT)
+    (:class:`~dig_core.training.population.Population`); one that is already good for this slab begins with its own weighed
+    samples. Both end with training on the model's own samples, reweighted exactly, so that populations of sites come right.
+
+    Parameters
+    ----------
+    slab, adsorbate, normal, anchor, yielding: as of :func:`~.sample.sample_adsorption`.
+    energy: an ASE calculator, or None for frames alone. model: None for an untrained network, or what :func:`sample_adsorption` takes.
+    frames: structures of this slab and adsorbate (adsorbate last) from the ensemble at ``temperature``, such as MD.
+    evaluations: of the calculator, at most about. steps: of training, shared among the stages.
+    out: directory of checkpoints; an interrupted call goes on from there.
+
+    Raises
+    ------
+    IncompatibleError: neither energy nor frames, frames of another system; UnsupportedError: a model that serves another slab only.
+    """
+    if energy is None and frames is None:
+        raise IncompatibleError("expected an energy (an ASE calculator), frames, or both: there is nothing to learn from.")
+    began, seed = time.monotonic(), as_seed(seed)
+    place = {"temperature": temperature, "normal": normal, "anchor": anchor, "yielding": yielding}
+    if model is None:
+        dig = untrained(slab, adsorbate, seed=seed % 2**31, **place)
+    else:
+        dig, _ = on_slab(slab, adsorbate, model, unseen=True, **place)
+        dig = dataclasses.replace(dig, model=copy.deepcopy(dig.model))
+    template = _template(dig, slab, adsorbate, normal, anchor)
+    reduced = None if energy is None else ASEEnergy(energy, template, temperature)
+    data = None if frames is None else _data(dig, list(frames), template, reduced)
+    done = run_stages(
+        dig, _stages(model is None, data is not None, reduced is not None, evaluations, steps), energy=reduced, frames=data,
+        directory=None if out is None else Path(out) / "stages", seed=seed % 2**31, progress=progress,
+    )  # fmt: skip
+    spent = done.evaluations
+    if not done.finished or reduced is None:
+        return AdsorptionFit(done.dig, float("nan"), float("nan"), spent, time.monotonic() - began, done.history, done.finished)
+    count = max(64, min(1024, evaluations // 10))
+    log_weight = Pool(done.dig.proposal(), reduced, seed=seed + 1, batch=count).take(count).log_weight
+    ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
+    card = dataclasses.replace(
+        done.dig.card, name=f"{template.get_chemical_formula()}", temperature=temperature, history=done.history,
+        measured={"raw_ess": round(ess, 4), "acceptance": round(acceptance, 4), "proposals": count}, scope={},
+    )  # fmt: skip
+    finished = dataclasses.replace(done.dig, card=card)
+    if out is not None:
+        finished.save(Path(out) / "model.safetensors")
+    return AdsorptionFit(finished, ess, acceptance, spent + count, time.monotonic() - began, done.history, True)
+
+
+def _stages(fresh: bool, data: bool, energy: bool, evaluations: int, steps: int) -> list[Stage]:
+    def loop(share: float) -> LoopConfig:
+        count = max(20, int(share * steps))
+        rate, some = 2e-3 if fresh else 5e-4, max(10, count // 4)
+        return LoopConfig(steps=count, batch=256, rate=rate, warmup=min(100, some), average=0.995, every=some)
+
+    if not energy:
+        return [Denoise(loop(1.0))]
+    if data:
+        return [Denoise(loop(0.4)), Reweight(evaluations // 2, 1, loop(0.6))]
+    if fresh:
+        walkers = max(64, int(0.6 * evaluations / _VISITS))
+        return [Population(walkers, moves=6, harvest=40, stride=20), Denoise(loop(0.5)), Reweight(int(0.35 * evaluations), 1, loop(0.5))]
+    return [Reweight(int(0.3 * evaluations), 1, loop(0.4)), Reweight(int(0.6 * evaluations), 1, loop(0.6))]
+
+
+def _template(dig: DiG, slab: Atoms, adsorbate, normal, anchor: int | None) -> Atoms:
+    guest, anchor = as_adsorbate(adsorbate, anchor)
+    return place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
+
+
+def _data(dig: DiG, images: list[Atoms], template: Atoms, energy: ASEEnergy | None) -> Frames:
+    for number, image in enumerate(images):
+        if len(image) != len(template) or (image.numbers != template.numbers).any():
+            raise IncompatibleError(
+                f"frame {number} is {image.get_chemical_formula()}, expected {template.get_chemical_formula()} with atoms in that order: "
+                "give slab atoms in the slab's order and the adsorbate last."
+            )
+    if len(images) < 2:
+        raise IncompatibleError(f"expected at least 2 frames, got {len(images)}.")
+    return frames_of(dig.coordinates, dig.descriptor, to_geometry(images), energy, process=dig.process)
