@@ -37,8 +37,8 @@ class Ladder(NamedTuple):
 
 # Prolines turn from trans to cis over 20 kcal/mol: their ladder must reach where that happens.
 LADDERS = {
-    "alanine-tetrapeptide": Ladder(np.geomspace(300, 1000, 8), 2500, 40_960),
-    "proline-dipeptide": Ladder(np.geomspace(300, 1500, 10), 3000, 40_960),
+    "alanine-tetrapeptide": Ladder(np.geomspace(300, 1000, 8), 1500, 16_384),
+    "proline-dipeptide": Ladder(np.geomspace(300, 1500, 10), 3000, 16_384),
 }
 
 
