@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from .sites import SiteSet
 
 __all__ = ["Baseline", "acat_sites", "baseline", "flat_copy", "geometric_sites", "pymatgen_sites"]
 
+_FAILURES = (ValueError, IndexError, KeyError, AttributeError, TypeError, RuntimeError)  # of other packages on a slab
 _REPEATS = 200  # random draws that a baseline is averaged over
 
 
@@ -34,17 +36,20 @@ class Baseline(NamedTuple):
 def baseline(
     name: str, surface: SiteSet, minima, *, k: int, tol: float, draws: int, seed: int, score
 ) -> list[Baseline] | None:
-    """Rows for one baseline against ``minima``; None if its package is not installed. Random gives two: k and ``draws`` places."""
+    """Rows for one baseline against ``minima``, or why there are none. Random gives two: k places, and ``draws`` places."""
     targets = np.array([site.xy for site in minima])
     if name == "random":
         generator = np.random.default_rng(seed)
         return [_random(f"random@{n}", n, surface, targets, generator, k, tol, score) for n in (k, draws)]
-    if name not in _SOURCES:
+    source, _, kind = name.partition(":")
+    if source not in _SOURCES:
         raise IncompatibleError(f"expected baselines of 'random', {', '.join(map(repr, _SOURCES))}, got {name!r}.")
     try:
-        xy = _SOURCES[name](surface.slab, surface.normal)
-    except ModuleNotFoundError:
-        return None
+        xy = _SOURCES[source](surface.slab, surface.normal, *([kind] if kind else []))
+    except ModuleNotFoundError as error:
+        return f"{name} (not installed: {error.name})"
+    except _FAILURES as error:
+        return f"{name} (failed: {type(error).__name__}: {error})"
     # Which of the heuristic's sites comes first means nothing: k of them are a random choice.
     apart = _apart(xy, targets, surface)
     generator = np.random.default_rng(seed)
@@ -77,9 +82,11 @@ def acat_sites(slab: Atoms, normal=None, surface: str | None = None) -> np.ndarr
     """(n, 2) Angstrom from ACAT, for a ``surface`` of its names, or its custom surfaces. Raises ModuleNotFoundError without ACAT."""
     settings = import_module("acat.settings")
     flat = flat_copy(slab, normal)
-    kind = surface or settings.CustomSurface(flat, n_layers=_layers(flat))
-    found = import_module("acat.adsorption_sites").SlabAdsorptionSites(flat, surface=kind, both_sides=False)
-    return np.array([site["position"][:2] for site in found.get_sites()]).reshape(-1, 2)
+    with _numpy_with_in1d():
+        kind = surface or settings.CustomSurface(flat, n_layers=_layers(flat))
+        found = import_module("acat.adsorption_sites").SlabAdsorptionSites(flat, surface=kind, both_sides=False)
+        sites = found.get_sites()
+    return np.array([site["position"][:2] for site in sites]).reshape(-1, 2)
 
 
 _SOURCES: dict[str, Callable] = {"geometric": geometric_sites, "pymatgen": pymatgen_sites, "acat": acat_sites}
@@ -94,6 +101,19 @@ def flat_copy(slab: Atoms, normal=None) -> Atoms:
     cell[2, 2] = frame.thickness + 20
     height = frame.height(slab.positions) + frame.thickness + 10
     return Atoms(slab.numbers, positions=np.column_stack([frame.xy(slab.positions), height]), cell=cell, pbc=True)
+
+
+@contextmanager
+def _numpy_with_in1d():
+    """ACAT 2.0.3 calls numpy.in1d, which NumPy 2.4 no longer has: it is lent for the call."""
+    missing = not hasattr(np, "in1d")
+    if missing:
+        np.in1d = np.isin  # noqa: NPY201
+    try:
+        yield
+    finally:
+        if missing:
+            del np.in1d  # noqa: NPY201
 
 
 def _layers(flat: Atoms) -> int:

@@ -67,7 +67,7 @@ class CoverageReport:
             if value is not None
         ]
         notes += [", ".join(density)] if density else []
-        notes += [f"not installed: {', '.join(self.skipped)}"] if self.skipped else []
+        notes += [f"left out: {', '.join(self.skipped)}"] if self.skipped else []
         return "\n".join(lines) + "\n\n" + ".\n".join(notes) + ".\n"
 
 
@@ -96,8 +96,8 @@ def compare(proposed: SiteSet, reference: SiteSet, *, tol, window, top_k, baseli
         found = baseline(
             name, reference, minima, k=k, tol=tol, draws=max(proposed.draws, 100), seed=seed, score=_scores
         )
-        rows += found or ()
-        skipped += [] if found else [name]
+        rows += [] if isinstance(found, str) else found
+        skipped += [found] if isinstance(found, str) else []
     missed = tuple(
         f"{s.label} at {s.xy.round(2).tolist()}"
         for s, d in zip(minima, apart.min(0, initial=np.inf), strict=True)

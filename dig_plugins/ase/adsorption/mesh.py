@@ -2,12 +2,15 @@
 
 Works on any slab and either side and asks neither for its name nor for symmetry, so small displacements change nothing but
 places. The mesh is the periodic Delaunay triangulation of the exposed atoms (as in Montoya and Persson,
-10.1038/s41524-017-0017-z); two triangles whose corners lie on one circle are one four-fold hollow.
+10.1038/s41524-017-0017-z); two triangles whose corners lie on one circle are one four-fold hollow. A guess stands off its
+corners along the normal of their own facet, which on steps is not that of the surface.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 import numpy as np
 from ase import Atoms
@@ -21,7 +24,7 @@ __all__ = ["SiteGuess", "enumerate_sites", "exposed_atoms", "label_at"]
 _PROBE = 0.7  # Angstrom, about the radius of C, N, O: how high a guess stands
 _FEELER = 2.0  # Angstrom, a ball too large for the gaps of closed surfaces: what it touches is exposed
 _CIRCLE = np.radians(150)  # opposite angles of two triangles on one circle add up to 180 degrees; to 120 on fcc(111)
-_BOND = 1.25  # of the sum of covalent radii
+_RIDGE = 1.0  # Angstrom
 _LONG_BRIDGE = 1.5  # of the same sum: the long bridge of fcc(110) is one, the width of a missing row is none
 
 
@@ -50,13 +53,13 @@ def enumerate_sites(slab: Atoms, *, depth: float = 1.0, max_coordination: int = 
     frame = slab_frame(slab, normal=normal)
     mesh = _Mesh(slab, frame, exposed_atoms(slab, frame, depth))
     found: dict[tuple, SiteGuess] = {}
-    for corners in mesh.cells():
-        centre = mesh.points[list(corners), :2].mean(0)
-        fractions = centre @ np.linalg.inv(frame.lattice)
+    for corners, up in mesh.cells():
+        centre = mesh.points[list(corners)].mean(0)
+        fractions = centre[:2] @ np.linalg.inv(frame.lattice)
         if len(corners) > max_coordination or (fractions < -1e-4).any() or (fractions >= 1 - 1e-4).any():
             continue
-        key = (*np.round(centre, 3), *sorted(mesh.index[list(corners)]))
-        found.setdefault(key, _guess(slab, frame, mesh, corners, centre))
+        key = (*np.round(centre[:2], 3), *sorted(mesh.index[list(corners)]))
+        found.setdefault(key, _guess(slab, frame, mesh, corners, centre, up))
     return sorted(found.values(), key=lambda site: (site.coordination, site.label, *np.round(site.xy, 3)))
 
 
@@ -82,21 +85,28 @@ def label_at(slab: Atoms, frame: SlabFrame, position: np.ndarray, reach: float =
     relative = distance / (size + _PROBE)
     bound = np.flatnonzero(relative < reach * relative.min())
     corners = np.concatenate([xy, height[:, None]], 1)[bound]
-    return _name(len(bound), corners, np.concatenate([xy, height[:, None]], 1), size), len(bound)
+    return _name(len(bound), corners, np.concatenate([xy, height[:, None]], 1)), len(bound)
 
 
-def _guess(slab: Atoms, frame: SlabFrame, mesh: _Mesh, corners: tuple[int, ...], centre: np.ndarray) -> SiteGuess:
+def _guess(
+    slab: Atoms, frame: SlabFrame, mesh: _Mesh, corners: tuple[int, ...], centre: np.ndarray, up: np.ndarray
+) -> SiteGuess:
+    """A probe lowered along the facet's own normal ``up`` onto the middle of its corners."""
     size = radii(slab.numbers)[mesh.all_index]
-    label = _name(len(corners), mesh.points[list(corners)], mesh.all_points, size)
-    height = contact_height(centre[None], mesh.all_points[:, :2], mesh.all_points[:, 2], size + _PROBE).max()
-    position = frame.point(centre, height)
-    coordination = len(corners)
-    if coordination == 1:  # over an atom of a lower row, the higher rows are as close: such a top is a hollow
-        label, coordination = label_at(slab, frame, position)
-    return SiteGuess(centre, position, label, coordination, tuple(int(i) for i in mesh.index[list(corners)]))
+    towards = mesh.all_points - centre
+    along = towards @ up
+    rest = (size + _PROBE) ** 2 - (towards**2).sum(1) + along**2
+    lift = (along + np.sqrt(np.maximum(rest, 0)))[rest >= 0].max()
+    place = centre + lift * up
+    position = frame.point(place[:2], place[2])
+    label, coordination = _name(len(corners), mesh.points[list(corners)], mesh.all_points), len(corners)
+    if coordination == 1:  # at the bottom of a trough four higher atoms are as close: such a top is a hollow
+        around = label_at(slab, frame, position, reach=1.35)
+        label, coordination = around if around[1] > 3 else (label, coordination)
+    return SiteGuess(place[:2], position, label, coordination, tuple(int(i) for i in mesh.index[list(corners)]))
 
 
-def _name(coordination: int, corners: np.ndarray, atoms: np.ndarray, size: np.ndarray) -> str:
+def _name(coordination: int, corners: np.ndarray, atoms: np.ndarray) -> str:
     """Three-fold hollows are hcp with an atom close beneath them and fcc without, along the normal of their own triangle."""
     if coordination < 3:
         return {1: "top", 2: "bridge"}[coordination]
@@ -121,46 +131,68 @@ class _Mesh:
         self.points, self.index = self.all_points[seen], index[seen]
         self.size = radii(slab.numbers)[self.index]
 
-    def cells(self):
-        """Tuples of indices into ``points``."""
-        from scipy.spatial import Delaunay
+    def cells(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Tuples of indices into ``points``, and the outward normal (3,) of the facets that meet there."""
+        triangles = self._triangles()
+        around: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for triangle in triangles:
+            for part in chain.from_iterable(combinations(triangle, k) for k in (1, 2)):
+                around.setdefault(part, []).append(triangle)
+        merged: set[tuple[int, ...]] = set()
+        edges = [part for part in around if len(part) == 2]
+        found: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = [
+            (p, near) for p, near in around.items() if len(p) == 1
+        ]
+        for edge in sorted(edges, key=lambda e: -self._opposite(e, around[e])):
+            both = around[edge]
+            if self._opposite(edge, both) > _CIRCLE and not merged & set(both) and self._flat(both):
+                merged.update(both)
+                found.append((tuple(sorted({*both[0], *both[1]})), both))
+            elif self._bridged(edge):
+                found.append((edge, both))
+        found += [(t, [t]) for t in triangles if t not in merged and all(map(self._bridged, combinations(t, 2)))]
+        for corners, facets in found:
+            up = self._up(corners, facets)
+            if np.isfinite(up).all():  # at the margin, far from the cell, triangles degenerate
+                yield corners, up
 
-        yield from ((i,) for i in range(len(self.points)))
+    def _triangles(self) -> list[tuple[int, ...]]:
+        """Delaunay triangles by the convex hull of the lifted points. Raised atoms are lifted less: where both diagonals of a square
+        would do, as on bcc(100), the ridge is taken and not the valley."""
+        from scipy.spatial import ConvexHull
+
         # Ties of a perfect lattice are broken the same way every time; the displacement is far below any tolerance.
         noise = np.random.default_rng(0).normal(size=(len(self.points), 2)) * 1e-7
-        triangles = [tuple(sorted(t)) for t in Delaunay(self.points[:, :2] + noise).simplices]
-        sides: dict[tuple[int, int], list[tuple[int, ...]]] = {}
-        for triangle in triangles:
-            for edge in ((triangle[0], triangle[1]), (triangle[0], triangle[2]), (triangle[1], triangle[2])):
-                sides.setdefault(edge, []).append(triangle)
-        merged: set[tuple[int, ...]] = set()
-        quads: list[tuple[int, ...]] = []
-        for edge, both in sorted(sides.items(), key=lambda item: -self._opposite(*item)):
-            if self._opposite(edge, both) > _CIRCLE and not merged & set(both):
-                merged.update(both)
-                quads.append(tuple(sorted({*both[0], *both[1]})))
-            elif self._bridged(edge):
-                yield edge
-        yield from quads
-        yield from (t for t in triangles if t not in merged and self._filled(t))
+        flat = self.points[:, :2] - self.points[:, :2].mean(0) + noise
+        hull = ConvexHull(np.column_stack([flat, (flat**2).sum(1) - _RIDGE * self.points[:, 2]]))
+        return [tuple(sorted(map(int, t))) for t in hull.simplices[hull.equations[:, 2] < -1e-9]]
+
+    def _up(self, corners: tuple[int, ...], facets: list[tuple[int, ...]]) -> np.ndarray:
+        """(3,) mean outward normal; around an atom by the angles there, which do not ask how a facet was cut into triangles."""
+        total = np.zeros(3)
+        for facet in facets:
+            a, b, c = self.points[list(facet)]
+            normal = np.cross(b - a, c - a)
+            weight = self._angle(facet, corners[0]) if len(corners) == 1 else 1.0
+            length = np.linalg.norm(normal)
+            total += weight * np.sign(normal[2]) * normal / length if length > 1e-6 else 0.0
+        with np.errstate(invalid="ignore"):
+            return total / np.linalg.norm(total)
+
+    def _angle(self, triangle: tuple[int, ...], corner: int) -> float:
+        """Radians, in space, at one corner of a triangle."""
+        u, v = (self.points[i] - self.points[corner] for i in triangle if i != corner)
+        return float(np.arccos(np.clip(u @ v / np.linalg.norm(u) / np.linalg.norm(v), -1, 1)))
 
     def _opposite(self, edge: tuple[int, int], both: list[tuple[int, ...]]) -> float:
-        """Sum of the angles that face an edge in its two triangles, in space."""
-        if len(both) < 2:
-            return 0.0
-        a, b = self.points[list(edge)]
-        total = 0.0
-        for triangle in both:
-            (corner,) = set(triangle) - set(edge)
-            u, v = a - self.points[corner], b - self.points[corner]
-            total += np.arccos(np.clip(u @ v / np.linalg.norm(u) / np.linalg.norm(v), -1, 1))
-        return float(total)
+        """Sum of the angles that face an edge in its two triangles."""
+        return sum(self._angle(t, next(iter(set(t) - set(edge)))) for t in both) if len(both) == 2 else 0.0
+
+    def _flat(self, both: list[tuple[int, ...]]) -> bool:
+        """Whether two triangles are one facet: within 30 degrees, which leaves room for displaced atoms."""
+        a, b = (self._up((0, 0, 0), [triangle]) for triangle in both)
+        return bool(a @ b > np.cos(np.radians(30)))
 
     def _bridged(self, edge: tuple[int, int]) -> bool:
         a, b = edge
         return bool(np.linalg.norm(self.points[a] - self.points[b]) < _LONG_BRIDGE * (self.size[a] + self.size[b]))
-
-    def _filled(self, triangle: tuple[int, ...]) -> bool:
-        """A triangle with a very long side is a seam of the mesh, no hollow."""
-        pairs = ((0, 1), (0, 2), (1, 2))
-        return all(self._bridged((triangle[i], triangle[j])) for i, j in pairs)

@@ -159,7 +159,8 @@ class SiteSet:
         reference: saddles, and sites more than ``window`` eV above the lowest, are left out. Its slab must be this one's.
         tol: Angstrom, in the plane for atoms, root-mean-square over the atoms of molecules; modulo the slab's own symmetry.
         top_k: sites in ``coverage_at_k``; as many as the reference has unless given.
-        baselines: of "random", "geometric", "pymatgen", "acat"; those not installed are skipped and named.
+        baselines: of "random", "geometric", "pymatgen", "acat" (or "acat:fcc211", with the name that ACAT has for the
+            surface); those not installed, or that fail on this slab, are left out and named.
         """
         from .coverage import compare
 
