@@ -15,6 +15,7 @@ from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, T
 from dig_core.dig import DiG
 from dig_core.energy import AnalyticScore, GaussianMixture, Springs, WrappedMixture
 from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.nn import InternalGraphormer
 from dig_core.random import Streams
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.system.graph import shortest_paths
@@ -155,6 +156,15 @@ def test_a_straight_group_may_bend_either_way():
         assert float(torch.linalg.cross(along, rest).norm() / along.norm()) == pytest.approx(abs(value) * 0.07 * 1.16 * 2**0.5, abs=1e-9)
         volumes.append(float(coordinates.log_volume(state, descriptor)))
     assert max(volumes) - min(volumes) < 1e-12
+
+
+def test_networks_read_straight_groups():
+    descriptor = built("methyl isocyanate")
+    coordinates = Internal.from_reference(descriptor)
+    network = InternalGraphormer.of(coordinates, layers=1, width=16, heads=2)
+    state, _ = coordinates.encode(shaken(descriptor), descriptor)
+    noise, _ = network({name: x.float() for name, x in state.items()}, torch.full((6,), 0.5), descriptor)
+    assert all(noise[name].shape == x.shape and bool(torch.isfinite(noise[name]).all()) for name, x in state.items())
 
 
 def test_molecules_without_straight_groups_are_described_as_before():
