@@ -11,7 +11,7 @@ from ..diffusion.rotations import compose, quaternion, rotation_matrix, rotation
 from ..errors import IncompatibleError
 from ..random import Streams
 from ..system.descriptor import Descriptor
-from ..system.surface import FREE, Frame, frame_of, guest_of, role_of
+from ..system.surface import FREE, frame_of, guest_of, role_of
 from ..types import Geometry, State
 
 __all__ = ["Adsorbate"]
@@ -56,7 +56,7 @@ class Adsorbate(nn.Module):
             "height": (first @ frame.normal - frame.top - self.height)[:, None] / self.width,
         }
         if guest.shape[1] > 1:
-            state["turn"] = _turn(_whole(guest, frame) - guest[:, :1], self.template(descriptor))
+            state["turn"] = _turn(frame.whole(guest) - guest[:, :1], self.template(descriptor))
         if bool((role == FREE).any()):
             shift = geometry.positions.double()[:, role == FREE] - _reference(descriptor)[role == FREE]
             state["surface"] = shift.flatten(1) / self.relaxation
@@ -90,7 +90,7 @@ class Adsorbate(nn.Module):
 
     def template(self, descriptor: Descriptor) -> Tensor:
         """(A, 3) Angstrom from the adsorbate's first atom, in the reference orientation."""
-        guest = _whole(_reference(descriptor)[None, guest_of(descriptor)], frame_of(descriptor))[0]
+        guest = _reference(descriptor)[guest_of(descriptor)]
         return guest - guest[:1]
 
     def valid(self, state: State, descriptor: Descriptor) -> Tensor:
@@ -104,19 +104,6 @@ class Adsorbate(nn.Module):
 
 def _reference(descriptor: Descriptor) -> Tensor:
     return descriptor.reference.positions[0].double()  # type: ignore[union-attr]
-
-
-def _whole(guest: Tensor, frame: Frame) -> Tensor:
-    """Adsorbates (B, A, 3) in one piece: each atom is the image of it that is nearest to one of those before."""
-    placed = guest[:, :1]
-    for k in range(1, guest.shape[1]):
-        gap = guest[:, k : k + 1] - placed
-        along = gap @ frame.axes.T
-        gap = gap + (frame.home(along) - along) @ frame.axes
-        nearest = gap.norm(dim=-1).argmin(1)
-        every = torch.arange(len(guest), device=guest.device)
-        placed = torch.cat([placed, (placed + gap)[every, nearest][:, None]], 1)
-    return placed
 
 
 def _straight(template: Tensor) -> bool:

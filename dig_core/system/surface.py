@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,23 @@ class Frame(NamedTuple):
         vectors = self.vectors.to(place)
         return place - torch.floor(place.detach() @ torch.linalg.inv(vectors) + 0.5) @ vectors
 
+    def whole(self, guest: Tensor) -> Tensor:
+        """Adsorbates (B, A, 3) Angstrom in one piece: an atom far from all those before it is brought to where an image is near one."""
+        placed, every = guest[:, :1], torch.arange(len(guest), device=guest.device)
+        near = torch.cartesian_prod(*[torch.arange(-1.0, 2.0)] * 2).to(guest) @ self.vectors @ self.axes
+        for k in range(1, guest.shape[1]):
+            gap = guest[:, k : k + 1] - placed
+            along = gap @ self.axes.T
+            folded = gap + (self.home(along) - along) @ self.axes
+            images = torch.cat([gap[:, :, None], folded[:, :, None] + near], 2)
+            distance = images.detach().norm(dim=-1)
+            # In a narrow cell images are as near as bonds: an atom stays where it is unless another place is much better.
+            distance[:, :, 0] *= 2 / 3
+            nearest = distance.flatten(1).argmin(1)
+            found = (placed[:, :, None] + images).flatten(1, 2)[every, nearest]
+            placed = torch.cat([placed, found[:, None]], 1)
+        return placed
+
 
 def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, conditions=()) -> Descriptor:
     """Descriptor of an adsorbate on one side of a slab.
@@ -43,7 +61,8 @@ def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, co
     Parameters
     ----------
     numbers: (N,) atomic numbers; positions: (N, 3) Angstrom, the reference structure; cell: (3, 3) Angstrom, rows.
-    adsorbate: indices of the adsorbate's atoms, the one that binds before the others; they move as one rigid body.
+    adsorbate: indices of the adsorbate's atoms, the one that binds before the others; they move as one rigid body, and
+        are brought together if they were wrapped into the cell.
     free: indices of slab atoms that may relax; all other slab atoms stay where they are.
     vacuum: which cell vector crosses the vacuum; the other two are periodic.
     conditions: (C,) numbers besides the structure that the law depends on, such as a reduced temperature's logarithm.
@@ -74,8 +93,9 @@ def surface(numbers, positions, cell, adsorbate, *, free=(), vacuum: int = 2, co
         bonds=torch.zeros(0, 2, dtype=torch.long), mobile=role != FROZEN, reference=Geometry(positions[None], cell[None]), pbc=pbc,
         schema=SURFACE_SCHEMA, conditions=torch.as_tensor(conditions, dtype=torch.float64).reshape(-1),
     )  # fmt: skip
-    frame_of(descriptor)
-    return descriptor
+    positions = positions.clone()
+    positions[adsorbate] = frame_of(descriptor).whole(positions[None, adsorbate])[0]
+    return replace(descriptor, reference=Geometry(positions[None], cell[None]))
 
 
 def _checked(name: str, indices, n: int) -> Tensor:
