@@ -72,8 +72,7 @@ class ASEEnergy:
         self.kt, self.temperature = kT(temperature), float(temperature)
         self.template, self.keep_centroid = atoms.copy(), bool(keep_centroid)
         self.executor, self.chunk = executor, int(chunk)
-        made = hasattr(calculator, "get_potential_energy") or hasattr(calculator, "calculate_batch")
-        self.calculator = calculator if made or executor is not None else calculator()
+        self.calculator = calculator if _is_made(calculator) or executor is not None else calculator()
         self.n_evaluations = self.n_failures = 0
         self.failures: Counter[str] = Counter()
         self.first_traceback: str | None = None
@@ -136,8 +135,13 @@ class _Found(NamedTuple):
 
 def _in_task(calculator: Any, images: list[Atoms], gradient: bool) -> list[_Found]:
     """In a worker: a thread must not share a calculator, which holds its last structure."""
-    made = hasattr(calculator, "get_potential_energy") or hasattr(calculator, "calculate_batch")
-    return _evaluate_images(copy.deepcopy(calculator) if made else calculator(), images, gradient)
+    return _evaluate_images(copy.deepcopy(calculator) if _is_made(calculator) else calculator(), images, gradient)
+
+
+def _is_made(calculator: Any) -> bool:
+    """Whether it is a calculator, and not something that makes one (its class, say)."""
+    works = hasattr(calculator, "get_potential_energy") or hasattr(calculator, "calculate_batch")
+    return works and not isinstance(calculator, type)
 
 
 def _evaluate_images(calculator: Any, images: list[Atoms], gradient: bool) -> list[_Found]:
