@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import covalent_radii
 from ase.io import read, write
 
-from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, SLABS, adsorbate, build, surface_vectors
+from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, MOLECULAR, SLABS, adsorbate, build, surface_vectors
 from dig_plugins.ase.recipes.surrogate import SlabProcess
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def label(slab: Atoms, guest: Atoms, vectors: np.ndarray, calculator: Calculator
         low = np.argsort(found.energy)[:8]
         near = np.concatenate([_rattled(found.positions[low], rng) for _ in range(20)])
         tries = np.concatenate([tries, near])
-        mean, doubt = process(torch.tensor(tries))[0].numpy(), process.deviation(torch.tensor(tries)).numpy()
+        mean, doubt = (x.numpy() for x in process.energy(torch.tensor(tries)))
         # Where atoms overlap both numbers overflow: such places are worth nothing.
         worth = np.exp(-np.clip((mean - doubt - mean.min()) / _HOT, 0, 50)) * doubt**2
         worth = np.nan_to_num(worth, posinf=0.0) + 1e-12
@@ -164,7 +164,7 @@ def main() -> None:
         area = float(np.linalg.norm(np.cross(*vectors)))
         for guest in ADSORBATES:
             to = given.out / f"{name}-{guest}.npz"
-            if to.exists() or (len(guest) > 1 and recipe.facet not in ("fcc111", "fcc100", "fcc211") and len(recipe.metal) < 3):
+            if to.exists() or (len(guest) > 1 and name not in MOLECULAR):
                 continue
             count = int((24 + 6 * area) * (1.0 if len(guest) == 1 else 1.6))
             found = label(slab, adsorbate(guest), vectors, calculator, count, np.random.default_rng([given.seed, len(name), ord(guest[0])]))

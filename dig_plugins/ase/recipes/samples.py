@@ -144,4 +144,5 @@ def _rigid(positions: np.ndarray, guest: Atoms) -> np.ndarray:
 
 
 def _cautious(process, positions: Tensor) -> Tensor:
-    return torch.cat([process(part)[0] + _DOUBT * process.deviation(part) for part in positions.split(1000)])
+    both = [process.energy(part) for part in positions.split(1000)]
+    return torch.cat([mean + _DOUBT * doubt for mean, doubt in both])

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 from scipy.optimize import minimize_scalar
 
-__all__ = ["ADSORBATES", "HELD_OUT", "SLABS", "SlabRecipe", "adsorbate", "build", "surface_vectors"]
+__all__ = ["ADSORBATES", "HELD_OUT", "MOLECULAR", "SLABS", "SlabRecipe", "adsorbate", "build", "surface_vectors"]
 
 
 class SlabRecipe(NamedTuple):
@@ -44,6 +44,9 @@ _NAMES = [
     "Cu3Pt-fcc111", "Pd3Ag-fcc111", "Ni3Au-fcc111", "Ni-fcc211", "Pd-fcc211", "Rh-fcc211", "Ru-hcp0001", "Fe-bcc110", "W-bcc110",
     "Pt-fcc100", "Rh-fcc100",
 ]  # fmt: skip
+MOLECULAR = {*(n for n in _NAMES if n.endswith(("fcc111", "fcc100")) and "3" not in n), "Cu3Pt-fcc111", "Ni-fcc211"}
+"""Slabs on which molecules are labelled too: they take many more labels than atoms."""
+
 SLABS = {name: _recipe(name) for name in _NAMES}
 HELD_OUT = {
     name: _recipe(name)

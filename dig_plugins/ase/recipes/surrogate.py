@@ -56,12 +56,13 @@ class SlabProcess:
         m = len(x)
         return wall + self.level + both[:m], (slope + both[m:].view(m, -1)).view(positions.shape)
 
-    def deviation(self, positions: Tensor) -> Tensor:
-        """(m,) eV, standard deviation of the energy."""
+    def energy(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean energy and its standard deviation, (m,) eV each, without the forces: many times cheaper than a call."""
         x = positions.double().flatten(1)
         cross = self._covariance(x, self.positions, energy_only=True)
         known = torch.linalg.solve_triangular(self.factor, cross.T, upper=False).square().sum(0)
-        return (_SIGNAL**2 * self._self() - known).clamp_min(0.0).sqrt()
+        mean = self._wall(x)[0] + self.level + cross @ self.weight
+        return mean, (_SIGNAL**2 * self._self() - known).clamp_min(0.0).sqrt()
 
     def _self(self) -> float:
         return float(torch.exp(-0.5 * self._squared(self.images)).sum())
