@@ -64,7 +64,7 @@ def train(name: str, out: Path, budget: str, seed: int) -> Fitted:
 
 def _card(name: str, card: Card, found: Fitted) -> Card:
     molecule = MOLECULES[name]
-    minutes = f"{found.evaluations:,} energy evaluations, {found.seconds / 60:.0f} minutes of one core"
+    minutes = f"{found.evaluations:,} energy evaluations, {found.seconds / 60:.0f} minutes of wall time, one core"
     return dataclasses.replace(
         card,
         system=molecule.system,
