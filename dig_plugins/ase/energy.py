@@ -124,6 +124,10 @@ class ASEEnergy:
         return {**self.__dict__, "executor": None}
 
 
+class _WrongShapeError(IncompatibleError):
+    """Of what a calculator returns: a mistake in it, and no structure's fault."""
+
+
 class _Found(NamedTuple):
     """One structure: eV, eV/Angstrom; ``kind`` of failure and its traceback, or None."""
 
@@ -164,7 +168,7 @@ def _attempt(evaluate: Callable[[], Any], traced: bool = False) -> Any:
     """What ``evaluate`` returns, or the failure as a _Found, with its traceback unless there is one already: they take time."""
     try:
         return evaluate()
-    except IncompatibleError:
+    except _WrongShapeError:
         raise
     except Exception as error:  # noqa: BLE001  calculators raise what they like, programs that did not converge among it
         return _Found(np.inf, 0.0, type(error).__name__, None if traced else traceback.format_exc())
@@ -185,7 +189,7 @@ def _many(batched: Callable, images: Sequence[Atoms]) -> list[tuple[float, np.nd
     energies, forces = np.array(energies, dtype=np.float64), np.array(forces, dtype=np.float64)
     wanted = (len(images), len(images[0]), 3)
     if energies.shape != wanted[:1] or forces.shape != wanted:
-        raise IncompatibleError(
+        raise _WrongShapeError(
             f"calculate_batch returned energies {energies.shape} and forces {forces.shape}, expected {wanted[:1]} and {wanted}."
         )
     for i, image in enumerate(images):

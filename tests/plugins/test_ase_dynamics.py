@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ase")
 
 from ase import units
+from ase.build import fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import ExternalForce, FixAtoms, FixBondLength, FixCom, Hookean
@@ -20,8 +21,14 @@ from ase.md.langevin import Langevin
 from ase.md.nvtberendsen import NVTBerendsen
 from ase.md.verlet import VelocityVerlet
 
+from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError, StateError, UnsupportedError
+from dig_core.nn import AdsorptionGraphormer
+from dig_core.score import NoiseScore
 from dig_plugins.ase import DiGDynamics
+from dig_plugins.ase.adsorption.describe import describe_adsorption
+from dig_plugins.ase.adsorption.place import place_adsorbate
+from dig_plugins.ase.adsorption.surface import SITES, SiteSurface
 from tests.plugins.known_ase import (
     DIMER,
     KT,
@@ -162,6 +169,26 @@ def test_seed_is_kept_and_decides():
     chain = DiGDynamics(dimer(), dimer_model(), proposals=4)
     again = DiGDynamics(dimer(), dimer_model(), proposals=4, seed=chain.seed)
     assert np.array_equal(visited(chain, 5), visited(again, 5))
+
+
+@pytest.mark.slow
+def test_hydrogen_on_platinum_against_quadrature():
+    """A slab: torus and height of an untrained model, Langevin beside it, the slab held; four sites that a quadrature weighs."""
+    metal, slab = SiteSurface.from_table("Pt", "H"), fcc111("Pt", (1, 1, 2), a=3.97, vacuum=7.0)
+    slab.set_constraint(FixAtoms(indices=[0, 1]))
+    atoms = place_adsorbate(slab, "H", (0.3, 0.2))
+    atoms.calc = metal.calculator(slab)
+    descriptor = describe_adsorption(atoms, [2], temperature=T)
+    network = AdsorptionGraphormer(width=8, heads=1, layers=1, encoder=1, basis=6, channels=3, cutoff=4.0, conditions=1)
+    model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
+    dig = DiG(model, network.coordinates, descriptor, Card(name="untrained", temperature=T, steps=3))
+    chain = DiGDynamics(atoms, dig, seed=1, proposals=100, batch=500, md=LANGEVIN, md_steps=5)
+    found = visited(chain, 40)
+    assert np.array_equal(found[:, :2], np.broadcast_to(atoms.positions[:2], found[:, :2].shape))
+    placed = metal.on(slab)
+    sites = placed.nearest_site(placed.fractions(found[:, 2]))
+    values = {name: (sites == number).astype(float) for number, name in enumerate(SITES)}
+    assert_law(values, metal.populations(T), stretches=20)
 
 
 # As any ASE dynamics -----------------------------------------------------------------------------------------------------
