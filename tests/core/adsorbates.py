@@ -59,11 +59,11 @@ def states(network: AdsorptionGraphormer, descriptor: Descriptor, n: int = 6, se
     return {name: 0.5 * x if name == "height" else 0.3 * x if name == "surface" else x for name, x in state.items()}
 
 
-def awake(seed: int = 1, **options) -> AdsorptionGraphormer:
-    """A small network with every weight moved: what is zero before training is not."""
+def awake(seed: int = 1, strength: float = 0.2, **options) -> AdsorptionGraphormer:
+    """A small network with every weight moved by ``strength``: what is zero before training is not."""
     network = AdsorptionGraphormer(**{"width": 16, "heads": 2, "basis": 8, "channels": 4, "seed": seed} | options)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=rng))
+            parameter.add_(strength * torch.randn(parameter.shape, generator=rng))
     return network

@@ -15,16 +15,17 @@ from safetensors.torch import save_file
 
 import dig_plugins
 from dig_core import checkpoint
-from dig_core.coordinates import Cartesian, Internal
+from dig_core.coordinates import Adsorbate, Cartesian, Internal
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Lattice, LogSNR, Sigmoid, Torus, ZeroCentroid
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.nn import CartesianGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
+from dig_core.nn import AdsorptionGraphormer, CartesianGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
 from dig_core.sampling.guidance import Guided
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.types import Geometry
+from tests.core.adsorbates import awake, system
 
 ALA2 = Path(dig_plugins.__file__).parent / "models" / "alanine-dipeptide.pdb"
 SMALL = {"width": 16, "layers": 1, "heads": 2, "basis": 4}
@@ -93,6 +94,13 @@ def with_cartesian_graphormer(descriptor: Descriptor) -> DiG:
     return DiG(shaken(NoiseScore(network, process)), Cartesian(2.0), descriptor, CARD)
 
 
+def over_a_slab() -> DiG:
+    """CO with a free atom below it, at a condition."""
+    network = awake(conditions=1)
+    descriptor = system("CO", free=(0,), conditions=[0.3])
+    return DiG(shaken(NoiseScore(network, network.process(descriptor))), network.coordinates, descriptor, CARD)
+
+
 def assert_same(one: DiG, other: DiG) -> None:
     """Equal parts, and bitwise equal samples, weights and densities of given structures."""
     assert other.card == one.card
@@ -124,6 +132,17 @@ def test_loaded_model_gives_the_same_samples(build, system, tmp_path):
     dig = build(system())
     dig.save(tmp_path / "model.safetensors")
     assert_same(dig, DiG.load(tmp_path / "model.safetensors"))
+
+
+def test_adsorbate_comes_back_with_its_cell_and_conditions(tmp_path):
+    """And goes over to another system as before it was saved."""
+    dig, other = over_a_slab(), system("N2H", repeat=((2, 0), (0, 1)), conditions=[-1.0])
+    dig.save(tmp_path / "model.safetensors")
+    loaded = DiG.load(tmp_path / "model.safetensors")
+    assert_same(dig, loaded)
+    assert torch.equal(loaded.descriptor.reference.cell, dig.descriptor.reference.cell)
+    assert torch.equal(loaded.descriptor.conditions, dig.descriptor.conditions)
+    assert_same(dig.on(other), loaded.on(other))
 
 
 def test_bfloat16_model_gives_the_same_samples(tmp_path):
@@ -178,7 +197,10 @@ def parts() -> list:
     coordinates = Internal.from_frames(peroxide(), frames_of_all_torsions(peroxide()))
     sizes = {"shape": len(coordinates.centre), "torsion": len(coordinates.torsion_atoms)}
     made = {
-        "Lattice": Lattice([[2.8, 0.0], [1.2, 2.5]]),
+        "Lattice": Lattice([[2.8, 0.0], [1.2, 2.5]]), "Adsorbate": Adsorbate(height=1.5, width=0.8, relaxation=0.2),
+        "AdsorptionGraphormer": AdsorptionGraphormer(
+            width=8, heads=2, layers=1, encoder=1, basis=4, cutoff=5.0, channels=3, conditions=2, coordinates={"height": 1.4}, seed=2
+        ),
         "Euclidean": Euclidean(3), "Torus": Torus(2), "ZeroCentroid": ZeroCentroid(5), "Cartesian": Cartesian(1.5), "Internal": coordinates,
         "ResidualMLP": ResidualMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2, precision="bfloat16"),
         "ScalarMLP": ScalarMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2),
