@@ -210,7 +210,7 @@ def test_sites_survive_displacements_and_files(name, tmp_path):
         assert Counter(site.label for site in sites) == Counter(site.label for site in plain)
         lattice = slab_frame(slab).lattice
         for site in sites:
-            assert min(np.linalg.norm(shortest(site.xy - p.xy, lattice)) for p in plain if p.label == site.label) < 0.4
+            assert min(np.linalg.norm(shortest(site.xy - p.xy, lattice)) for p in plain if p.label == site.label) < 0.25
     slab = SLABS[name].copy()
     slab.info.clear()
     write(tmp_path / "slab.extxyz", slab)

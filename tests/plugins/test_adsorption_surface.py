@@ -51,23 +51,23 @@ def test_forces_are_the_gradient_and_the_energy_is_periodic():
 
 
 def test_populations_by_quadrature():
-    """Grids of 60 and 240 agree to 1e-3: that is the quadrature's error. 0.403/0.085/0.339/0.173, quoted from a 60 x 60 grid that gave
+    """Grids of 60 and 120 agree to 1e-3: that is the quadrature's error. 0.403/0.085/0.339/0.173, quoted from a 60 x 60 grid that gave
     points on a basin's edge to one side, is within 0.01."""
-    fine, coarse = H_PT.populations(300, grid=480), H_PT.populations(300, grid=60)
+    fine, coarse = H_PT.populations(300, grid=120), H_PT.populations(300, grid=60)
     assert list(fine) == list(SITES) and sum(fine.values()) == pytest.approx(1)
     for site, quoted in zip(SITES, (0.403, 0.085, 0.339, 0.173), strict=True):
         assert fine[site] == pytest.approx(coarse[site], abs=1e-3)
         assert fine[site] == pytest.approx(quoted, abs=0.01)
     for (metal, guest), quoted in {("Cu", "H"): (0.617, 0.348), ("Pd", "H"): (0.767, 0.187), ("Cu", "O"): (0.992, 0.008)}.items():
-        found = SiteSurface.from_table(metal, guest).populations(300)
+        found = SiteSurface.from_table(metal, guest).populations(300, grid=120)
         assert (found["fcc"], found["hcp"]) == pytest.approx(quoted, abs=0.012)
 
 
 def test_hot_populations_are_areas():
     """Of the nearest-site cells of the lattice: 3 bridges, 2 hollows and a top share it by their Voronoi cells."""
-    found = H_PT.populations(1e9, grid=480)
+    found = H_PT.populations(1e9, grid=120)
     assert found["fcc"] == pytest.approx(found["hcp"], abs=1e-6)
-    random = np.random.default_rng(1).random((200_000, 2))
+    random = np.random.default_rng(1).random((40_000, 2))
     shares = np.bincount(H_PT.nearest_site(random), minlength=4) / len(random)
     for share, site in zip(shares, SITES, strict=True):
         assert abs(share - found[site]) < 4 * np.sqrt(share * (1 - share) / len(random))

@@ -92,11 +92,10 @@ def _guess(
     slab: Atoms, frame: SlabFrame, mesh: _Mesh, corners: tuple[int, ...], centre: np.ndarray, up: np.ndarray
 ) -> SiteGuess:
     """A probe lowered along the facet's own normal ``up`` onto the middle of its corners."""
-    size = radii(slab.numbers)[mesh.all_index]
-    towards = mesh.all_points - centre
+    towards = mesh.points[list(corners)] - centre
     along = towards @ up
-    rest = (size + _PROBE) ** 2 - (towards**2).sum(1) + along**2
-    lift = (along + np.sqrt(np.maximum(rest, 0)))[rest >= 0].max()
+    rest = (mesh.size[list(corners)] + _PROBE) ** 2 - (towards**2).sum(1) + along**2
+    lift = (along + np.sqrt(np.maximum(rest, 0))).max()
     place = centre + lift * up
     position = frame.point(place[:2], place[2])
     label, coordination = _name(len(corners), mesh.points[list(corners)], mesh.all_points), len(corners)

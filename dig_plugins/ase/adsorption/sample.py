@@ -51,8 +51,8 @@ def on_slab(
 
 def sample_adsorption(
     slab: Atoms, adsorbate, model: DiG | str | Path = "adsorb-general", *, n: int = 1000, temperature: float = 300.0,
-    seed: int | None = None, energy=None, correct: str | None = None, normal=None, anchor: int | None = None, yielding: bool = False, unseen: bool = False,
-    steps: int | None = None, batch: int = 512,
+    seed: int | None = None, energy=None, correct: str | None = None, normal=None,
+    anchor: int | None = None, yielding: bool = False, unseen: bool = False, steps: int | None = None, batch: int = 512,
 ) -> AdsorptionEnsemble:  # fmt: skip
     """``n`` structures of ``adsorbate`` on ``slab`` from the equilibrium distribution that ``model`` has learned.
 
