@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
+from ..system.surface import SURFACE_SCHEMA, frame_of
 from ..types import Tangent
 from .losses import Denoising, Frames, denoising_loss, stratified_times
 
@@ -84,15 +85,17 @@ class Systems:
 
 
 def _slab(descriptor: Descriptor) -> tuple:
-    """What systems of a group have in common: the frozen atoms and their cell; and the mobile ones, unless it is one atom."""
+    """What systems of a group have in common: all but the conditions, and but the element and place of a lone adsorbate atom."""
     reference = descriptor.reference
     if reference is None:
         return (id(descriptor),)
-    mobile = descriptor.mobile
-    lone = int(mobile.sum()) == 1
-    fixed = ~mobile if lone else torch.ones_like(mobile)
+    lone, side = int(descriptor.mobile.sum()) == 1 and descriptor.schema == SURFACE_SCHEMA, ()
+    same = ~descriptor.mobile if lone else torch.ones_like(descriptor.mobile)
+    if lone:
+        side = tuple(frame_of(descriptor).normal.tolist())
     cell = () if reference.cell is None else tuple(reference.cell.flatten().tolist())
-    return tuple(descriptor.numbers[fixed].tolist()), tuple(reference.positions[0, fixed].flatten().tolist()), cell, tuple(mobile.tolist())
+    tables = (descriptor.node[same], descriptor.pair, descriptor.bonds, descriptor.mobile, descriptor.pbc, reference.positions[0, same])
+    return descriptor.schema, len(descriptor.conditions), side, cell, *(tuple(x.flatten().tolist()) for x in tables)
 
 
 def _joined(parts: list[Frames]) -> Frames:
