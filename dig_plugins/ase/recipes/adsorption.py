@@ -10,9 +10,11 @@ Resumable: run the same command again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +112,25 @@ def train(systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, wi
     return DiG(result.model.eval().requires_grad_(False), network.coordinates, descriptor, Card(steps=24))
 
 
+def _card(model: str, steps: int, systems: int) -> Card:
+    """What the checkpoint says of itself."""
+    history = [{"stage": "denoise", "systems": systems, "steps": steps, "recipe": "dig_plugins/ase/recipes/adsorption.py"}]
+    shared: dict = {
+        "name": f"adsorb-{model}", "steps": 24, "history": history, "limits": "rigid adsorbates; the slab as given, unless yielding",
+        "intended_use": "samples, sites and Monte Carlo proposals of an adsorbate on any slab; exact once an energy weighs them",
+    }  # fmt: skip
+    if model == "fcc111":
+        scope = {"slab": list(METALS), "adsorbate": ["H", "C", "N", "O"], "temperature": [300, 2000]}
+        energy = "DFT table of Xu and Kitchin, doi:10.1021/jp508805h"
+        return Card(system="H, C, N, O on fcc(111) of seven metals", energy=energy, scope=scope, **shared)
+    metals = sorted({symbol for recipe in SLABS.values() for symbol in re.findall("[A-Z][a-z]?", recipe.metal)})
+    # Formulas in Hill's order, which is how a structure is asked for its own.
+    scope = {"slab": metals, "adsorbate": ["H", "C", "N", "O", "CO", "HO"], "temperature": [300, 2000]}
+    facets = ", ".join(sorted({recipe.facet for recipe in SLABS.values()}))
+    energy = "CHGNet r2SCAN (chgnet 0.4.2, BSD-3)"
+    return Card(system=f"atoms, CO and OH on {facets} of metals and alloys", energy=energy, scope=scope, **shared)
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -131,6 +152,7 @@ def main() -> None:
         systems = table_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     dig = train(systems, given.out, given.steps, width=64 if given.model == "general" else 48, seed=given.seed)
+    dig = dataclasses.replace(dig, card=_card(given.model, given.steps, len(systems)))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 
 
