@@ -4,6 +4,7 @@ from importlib import import_module
 
 _HOME = {
     "ANOMALIES": "anomaly",
+    "AdsorptionData": "data",
     "AdsorptionEnsemble": "ensemble",
     "CoverageReport": "coverage",
     "Roles": "role",
@@ -19,12 +20,15 @@ _HOME = {
     "describe_adsorption": "describe",
     "enumerate_sites": "mesh",
     "fit_adsorption": "training",
+    "fit_systems": "many",
     "grid_search": "grid",
     "place_adsorbate": "place",
     "on_slab": "sample",
+    "read_images": "data",
     "roles": "role",
     "sample_adsorption": "sample",
     "slab_frame": "frame",
+    "systems_of": "data",
 }
 
 __all__ = sorted(_HOME)

@@ -14,7 +14,7 @@ from .contact import contact_height, images, radii
 from .frame import SlabFrame, slab_frame
 from .plane import reduce
 
-__all__ = ["as_adsorbate", "place_adsorbate"]
+__all__ = ["as_adsorbate", "binding_index", "place_adsorbate"]
 
 
 def as_adsorbate(adsorbate: Atoms | Atom | str, anchor: int | None = None) -> tuple[Atoms, int]:
@@ -34,7 +34,7 @@ def as_adsorbate(adsorbate: Atoms | Atom | str, anchor: int | None = None) -> tu
     elif adsorbate in g2.names:
         made = molecule(adsorbate)
         made = Atoms(made.numbers, positions=made.positions)
-        anchor = int(np.where(made.numbers > 1, made.numbers, 999).argmin()) if anchor is None else anchor
+        anchor = binding_index(made.numbers) if anchor is None else anchor
         away = made.positions.mean(0) - made.positions[anchor % len(made)]
         if np.linalg.norm(away) > 0.1:
             made.rotate(away, "z")
@@ -45,6 +45,11 @@ def as_adsorbate(adsorbate: Atoms | Atom | str, anchor: int | None = None) -> tu
     if not len(made) or not -len(made) <= anchor < len(made):
         raise IncompatibleError(f"anchor {anchor} is not one of the adsorbate's {len(made)} atoms.")
     return made, anchor % len(made)
+
+
+def binding_index(numbers: np.ndarray) -> int:
+    """Of the atomic numbers (A,) of an adsorbate, the lightest that is heavier than hydrogen: the anchor unless one is given."""
+    return int(np.where(np.asarray(numbers) > 1, numbers, 999).argmin())
 
 
 def place_adsorbate(
