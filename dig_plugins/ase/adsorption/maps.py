@@ -10,6 +10,7 @@ import numpy as np
 from dig_core.errors import IncompatibleError
 
 from ..convert import kT
+from .plane import shortest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,7 +149,8 @@ def _regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _smoothed(counts: np.ndarray, lattice: np.ndarray, width: float) -> np.ndarray:
-    waves = np.stack(np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in counts.shape), indexing="ij"), -1)
-    wave_vectors = 2 * np.pi * waves @ np.linalg.inv(lattice).T
-    folded = np.fft.ifft2(np.fft.fft2(counts) * np.exp(-0.5 * width**2 * (wave_vectors**2).sum(-1))).real
-    return np.maximum(folded, 0)
+    """Folded with a Gaussian made in real space: one made of waves has ripples, which a logarithm shows."""
+    steps = np.stack(np.meshgrid(*(np.arange(n) / n for n in counts.shape), indexing="ij"), -1) @ lattice
+    kernel = np.exp(-0.5 * (shortest(steps, lattice) ** 2).sum(-1) / width**2)
+    folded = np.fft.ifft2(np.fft.fft2(counts) * np.fft.fft2(kernel / kernel.sum())).real
+    return np.where(folded > 1e-12 * folded.max(), folded, 0.0)
