@@ -12,7 +12,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example(script):
-    if script.stem.startswith("ase"):
+    if script.stem.startswith(("ase", "adsorption")):
         pytest.importorskip("ase")
     done = subprocess.run([sys.executable, str(script), "--fast"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
