@@ -65,6 +65,36 @@ def sample(
     typer.echo(f"{n} structures worth {ensemble.effective_sample_size:.0f} equilibrium samples, seed {ensemble.seed}: {out}")
 
 
+@app.command()
+def adsorb(
+    slab: Annotated[Path, typer.Argument(help="Structure file of the bare slab, with vacuum on one side; its last image is taken.")],
+    adsorbate: Annotated[str, typer.Option(help="H, O, CO, ...: an element, a g2 molecule, or a structure file.")],
+    out: Annotated[Path, typer.Option(help="Directory of the run; must be new or empty.")],
+    model: Annotated[str, typer.Option(help="A shipped model, or a checkpoint.")] = "adsorb-general",
+    temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
+    n: Annotated[int, typer.Option("-n", help="Number of structures.")] = 1000,
+    calculator: Annotated[Optional[str], typer.Option(help="chgnet, emt (smoke tests only) or module:Class.")] = None,  # noqa: UP045
+    correct: Annotated[Optional[str], typer.Option(help="reweight or mc: exact for the calculator's energy.")] = None,  # noqa: UP045
+    yielding: Annotated[bool, typer.Option(help="Let slab atoms move that no FixAtoms holds.")] = False,
+    unseen: Annotated[bool, typer.Option(help="Take the model's guess for what it was not trained on.")] = False,
+    seed: Seed = None,
+    threads: Threads = 1,
+) -> None:
+    """Sample an adsorbate on a slab: structures, sites, a map of the free energy.
+
+    Example: dig-plugins adsorb slab.traj --adsorbate CO --temperature 300 -n 1000 --out run/
+    """
+    from .ase.adsorption import adsorb as run
+
+    _use_threads(threads)
+    found = run(
+        slab, adsorbate, out, model=model, temperature=temperature, n=n, calculator=calculator, correct=correct, seed=seed,
+        yielding=yielding, unseen=unseen,
+    )  # fmt: skip
+    typer.echo(found.ensemble.summary())
+    typer.echo(f"samples, sites and map: {found.directory}")
+
+
 @train_app.command("openmm")
 def train_openmm(
     pdb: Annotated[Path, typer.Option(help="Structure with all hydrogens; fixes the handedness of stereocentres.")],

@@ -1,0 +1,136 @@
+"""One run from files to files: a slab and an adsorbate become samples, sites, a map and a record of how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from ase import Atoms
+
+from dig_core.errors import IncompatibleError
+from dig_core.files import write_atomically
+from dig_core.random import as_seed
+
+from ... import models
+from .data import read_images
+from .ensemble import AdsorptionEnsemble
+from .sample import sample_adsorption
+from .sites import SiteSet
+
+__all__ = ["AdsorptionRun", "adsorb", "calculator_named"]
+
+
+class AdsorptionRun(NamedTuple):
+    """``ensemble`` and its ``sites``; ``summary`` is what ``run.json`` holds; ``directory`` where everything is."""
+
+    ensemble: AdsorptionEnsemble
+    sites: SiteSet
+    summary: dict
+    directory: Path
+
+
+def adsorb(
+    slab: str | Path, adsorbate: str, out: str | Path, *, model: str = "adsorb-general", temperature: float = 300.0, n: int = 1000,
+    calculator: str | None = None, correct: str | None = None, seed: int | None = None, yielding: bool = False, unseen: bool = False,
+) -> AdsorptionRun:  # fmt: skip
+    """Sample ``adsorbate`` on the slab of a file and write everything to the directory ``out``, which must be new or empty.
+
+    Files: ``samples.extxyz`` (``ase gui`` opens it, :meth:`AdsorptionEnsemble.read` reads it), ``sites.md`` and ``sites.json``,
+    ``map.png`` (needs matplotlib) and ``run.json``.
+
+    Parameters
+    ----------
+    slab: a structure file, of which the last image is taken. adsorbate: an element, a g2 name, or a structure file whose first atom binds.
+    calculator: see :func:`calculator_named`. The rest is that of :func:`sample_adsorption`, whose errors are raised.
+    """
+    seed, directory = as_seed(seed), Path(out)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise IncompatibleError(f"{directory} is not empty: choose a new directory, so that no earlier run is overwritten.")
+    bare, guest = read_images(slab)[-1], _guest(adsorbate)
+    energy = None if calculator is None else calculator_named(calculator)
+    ensemble = sample_adsorption(
+        bare, guest, model, n=n, temperature=temperature, seed=seed, energy=energy, correct=correct, yielding=yielding, unseen=unseen
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    ensemble.write(directory / "samples.extxyz")
+    sites = ensemble.sites()
+    write_atomically(directory / "sites.md", ensemble.summary().encode())
+    sites.write(directory / "sites.json")
+    write_atomically(directory / "map.png", _picture(ensemble))
+    summary = _summary(ensemble, sites, model, seed)
+    write_atomically(directory / "run.json", json.dumps(summary, indent=2).encode())
+    return AdsorptionRun(ensemble, sites, summary, directory)
+
+
+def calculator_named(name: str):
+    """An ASE calculator: ``"chgnet"`` (r2SCAN weights, which its wheel ships), ``"emt"`` (smoke tests only), or ``"module:Class"``.
+
+    ``Class`` is anything in that module (which Python must find: see PYTHONPATH) that makes a calculator when it is called
+    without arguments.
+
+    Raises
+    ------
+    IncompatibleError: another name, or a class that needs arguments. ImportError: what is to be installed.
+    """
+    if name == "emt":
+        from ase.calculators.emt import EMT
+
+        return EMT()
+    if name == "chgnet":
+        try:
+            from chgnet.model import CHGNet
+            from chgnet.model.dynamics import CHGNetCalculator
+        except ModuleNotFoundError as error:
+            raise ImportError(f"the calculator chgnet needs {error.name}: pip install chgnet.") from error
+        return CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
+    module, colon, kind = name.partition(":")
+    if not (module and colon and kind):
+        raise IncompatibleError(f"expected a calculator as emt, chgnet or module:Class, got {name!r}.")
+    make = getattr(importlib.import_module(module), kind, None)
+    if not callable(make):
+        raise IncompatibleError(f"the module {module} has no class or function {kind}: expected one that makes a calculator.")
+    try:
+        return make()
+    except TypeError as error:
+        raise IncompatibleError(f"{name} cannot be called without arguments ({error}): name a function that makes it.") from error
+
+
+def _guest(adsorbate: str) -> Atoms | str:
+    return read_images(adsorbate)[0] if Path(adsorbate).suffix else adsorbate
+
+
+def _picture(ensemble: AdsorptionEnsemble) -> bytes:
+    from ...panels import new_figure, to_png
+
+    figure = new_figure(6, 4.5)
+    ensemble.plot(figure.add_subplot())
+    return to_png(figure, dpi=150)
+
+
+def _summary(ensemble: AdsorptionEnsemble, sites: SiteSet, model: str, seed: int) -> dict:
+    shipped = models.index().get(model, {}).get("sha256")
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "model": model,
+        "model_sha256": shipped or hashlib.sha256(Path(model).read_bytes()).hexdigest(),
+        "system": str(ensemble.template.symbols), "energy": ensemble.energy_name or "none", "temperature_K": ensemble.temperature,
+        "seed": seed, "samples": len(ensemble), "used": int(ensemble.used.sum()), "kept_out": ensemble.kept_out(),
+        "correction": ensemble.correction or "none", "effective_sample_size": ensemble.effective_sample_size(),
+        "energy_calls": ensemble.n_calls, "sites": len(sites), "seconds": ensemble.wall_s, "cpu_seconds": ensemble.cpu_s,
+        "device": "cpu", "units": "Angstrom, eV, K; log_q and log_weight in nats", "versions": _versions(),
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("dig-plugins", "torch", "ase", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
