@@ -41,7 +41,7 @@ def populations(options: Options) -> tuple[list[Figure], list[Table]]:
         dig = DiG.load(file)
         for guest in ("H", "C", "N", "O"):
             slab, surface = _slab(metal, guest)
-            n = options.size(6000, 100)
+            n = options.size(3000, 100)
             found = sample_adsorption(slab, guest, dig, n=n, seed=options.seed, energy=surface.calculator(), unseen=True)
             ours, weighted = found.density(symmetrize=True), dataclasses.replace(found, correction="reweight")
             true = surface.map((24, 24), TEMPERATURE, lattice=ours.lattice)
@@ -54,7 +54,7 @@ def populations(options: Options) -> tuple[list[Figure], list[Table]]:
     if not raw:
         return [], []
     metals = len(raw) // 4
-    note = f"{metals} of 7 metals left out one at a time, H, C, N, O on each; 24 x 24 grid, {options.size(6000, 100)} samples."
+    note = f"{metals} of 7 metals left out one at a time, H, C, N, O on each; 24 x 24 grid, {options.size(3000, 100)} samples."
     figures = [
         Figure("total variation to the Boltzmann map, metal never trained on, raw", float(np.mean(raw)), floor=0.20, aim=0.10,
                higher=False, compared="mean over the other metals: 0.33", note=f"{note} Worst {max(raw):.2f}."),
@@ -71,7 +71,7 @@ def monte_carlo(options: Options) -> tuple[list[Figure], list[Table]]:
         slab, "H", surface.calculator(), temperature=TEMPERATURE, evaluations=options.size(40_000, 400),
         steps=options.size(1200, 5), seed=options.seed, progress=False,
     )  # fmt: skip
-    n = options.size(20_000, 100)
+    n = options.size(10_000, 100)
     chain = sample_adsorption(slab, "H", fitted.dig, n=n, seed=options.seed, energy=surface.calculator(), correct="mc", unseen=True)
     site = surface.nearest_site(surface.fractions(chain.positions[:, chain.adsorbate[0]]))
     rows, worst = [], 0.0
@@ -82,6 +82,7 @@ def monte_carlo(options: Options) -> tuple[list[Figure], list[Table]]:
         worst = max(worst, abs(z))
         rows.append([name, round(true, 4), f"{mean:.4f} ± {error:.4f}", round(z, 2)])
     moved = float((np.abs(np.diff(chain.positions[:, chain.adsorbate[0]], axis=0)).max(1) > 1e-9).mean())
+    n = options.size(20_000, 100)
     free = sample_adsorption(slab, "H", fitted.dig, n=n, seed=options.seed + 1, energy=surface.calculator(), unseen=True)
     ours = free.density(symmetrize=True)
     true = surface.map((24, 24), TEMPERATURE, lattice=ours.lattice)
@@ -104,7 +105,7 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
     for place in sorted((HERE / "results" / "adsorption").glob("*.json")):
         reference, guest = SiteSet.read(place), place.stem.split("-")[-1]
         found = sample_adsorption(
-            reference.slab, adsorbate(guest), dig, n=options.size(2000, 50), temperature=SEARCHING, seed=options.seed, unseen=True
+            reference.slab, adsorbate(guest), dig, n=options.size(1000, 50), temperature=SEARCHING, seed=options.seed, unseen=True
         ).sites(min_weight=0.02)
         for tol in (0.5, 0.3):
             report = found.compare(reference, tol=tol, baselines=("random", "geometric", "pymatgen"))

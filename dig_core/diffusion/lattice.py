@@ -17,8 +17,8 @@ __all__ = ["Lattice"]
 _REACH = 8.5
 """Standard deviations beyond which a normal density is less than 1e-15 of its peak."""
 
-_WIDE = 0.6
-"""A law is wide if its standard deviation is this part of the covering radius; its density then varies less than tenfold."""
+_WIDE = 0.35
+"""A law is wide if its standard deviation is this part of the reach of the cell: little is then lost in a sum of waves of either sign."""
 
 
 class Lattice(Flat):
@@ -28,12 +28,15 @@ class Lattice(Flat):
     of all images. Normal laws may have a variance of their own along each Cartesian axis; narrow ones are summed over images,
     wide ones over their dual, the waves of the lattice (Poisson), exact to round-off either way.
 
+    ``fade``: Angstrom, the wavelength at whose pace noise drowns scores, for networks that are to read one scale in every cell;
+    the cell's own longest if None.
+
     Raises IncompatibleError for vectors that are not square, not finite or not independent.
     """
 
     periodic = True
 
-    def __init__(self, vectors):
+    def __init__(self, vectors, fade: float | None = None):
         vectors = torch.as_tensor(vectors, dtype=torch.float64)
         if vectors.dim() != 2 or vectors.shape[0] != vectors.shape[1] or not 1 <= len(vectors) <= 3:
             raise IncompatibleError(f"expected lattice vectors (d, d), d = 1, 2 or 3, as rows; got shape {tuple(vectors.shape)}.")
@@ -41,7 +44,7 @@ class Lattice(Flat):
         if not self.volume > 1e-6 * float(vectors.norm(dim=1).prod()):
             raise IncompatibleError(f"expected finite, independent lattice vectors as rows, got {vectors.tolist()}.")
         self.vectors, self.dim, self.shape = vectors, len(vectors), (len(vectors),)
-        self.config = {"vectors": vectors.tolist()}
+        self.config = {"vectors": vectors.tolist(), "fade": fade}
         self._inverse = torch.linalg.inv(vectors)
         self._short = _reduced(vectors)
         self._short_inverse = torch.linalg.inv(self._short)
@@ -53,7 +56,7 @@ class Lattice(Flat):
         waves = _points(TWO_PI * self._short_inverse.T, _REACH / math.sqrt(self._wide))
         # Waves come in pairs of equal cosines: one of each pair, and none for the constant.
         self._waves = waves[_positive(waves)]
-        self.spectral_gap = _shortest(TWO_PI * self._short_inverse.T) ** 2
+        self.spectral_gap = _shortest(TWO_PI * self._short_inverse.T) ** 2 if fade is None else (TWO_PI / float(fade)) ** 2
 
     def fractions(self, x: Tensor) -> Tensor:
         """Multiples of the lattice vectors (..., d) that make up ``x``, in [-1/2, 1/2) for points."""

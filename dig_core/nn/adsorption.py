@@ -50,18 +50,19 @@ class AdsorptionGraphormer(nn.Module):
     ----------
     width, heads, layers: of the decoder; encoder: layers over the slab; basis: Gaussians of the distance.
     cutoff: Angstrom. channels: vectors an atom. conditions: how many numbers ``descriptor.conditions`` holds.
+    fade: Angstrom, the wavelength at whose pace noise drowns the scores: one number for all cells, or supercells would differ.
     coordinates: config of :class:`Adsorbate`. seed: of the initial weights.
     """
 
     def __init__(
         self, width: int = 64, heads: int = 4, layers: int = 2, encoder: int = 2, basis: int = 24, *, cutoff: float = 6.0,
-        channels: int = 12, conditions: int = 0, coordinates: dict | None = None, seed: int = 0,
+        channels: int = 12, conditions: int = 0, fade: float = 5.0, coordinates: dict | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.coordinates = Adsorbate(**(coordinates or {}))
         self.config = {
             "width": width, "heads": heads, "layers": layers, "encoder": encoder, "basis": basis, "cutoff": cutoff, "channels": channels,
-            "conditions": conditions, "coordinates": self.coordinates.config, "seed": seed,
+            "conditions": conditions, "fade": fade, "coordinates": self.coordinates.config, "seed": seed,
         }  # fmt: skip
         self.cutoff, self.channels = float(cutoff), channels
         with seeded(seed):
@@ -84,7 +85,7 @@ class AdsorptionGraphormer(nn.Module):
         """The process that noises this system: the same law in Angstrom whatever the cell, so that the network transfers."""
         frame, role = frame_of(descriptor), role_of(descriptor)
         parts = {
-            "plane": Diffusion(Lattice(frame.vectors), Geometric(0.02, 5.0)),
+            "plane": Diffusion(Lattice(frame.vectors, self.config["fade"]), Geometric(0.02, 5.0)),
             "height": Diffusion(Euclidean(1), Geometric(0.02 / self.coordinates.width, 2.0 / self.coordinates.width)),
         }
         if int((role == ADSORBATE).sum()) > 1:

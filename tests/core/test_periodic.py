@@ -274,7 +274,6 @@ def test_a_model_goes_over_to_another_system():
         mlp.on(descriptor)
 
 
-@pytest.mark.xfail(strict=True, reason="the scale of the noise, Diffusion.scale, follows the cell's spectral gap, not the surface's")
 def test_density_over_a_supercell_is_that_of_the_cell_shared_out():
     """log q of the same place falls by the logarithm of the number of cells."""
     small, large = system("O"), system("O", repeat=((2, 0), (0, 1)))
