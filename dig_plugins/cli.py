@@ -132,7 +132,8 @@ def models_list() -> None:
     from . import models
 
     for name, entry in models.index().items():
-        typer.echo(f"{name:24s} {entry['temperature']:g} K  {entry['system']}  {entry['licence']}")
+        temperature = "any T" if entry["temperature"] is None else f"{entry['temperature']:g} K"
+        typer.echo(f"{name:24s} {temperature}  {entry['system']}  {entry['licence']}")
 
 
 @models_app.command("show")
