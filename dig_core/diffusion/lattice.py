@@ -44,7 +44,7 @@ class Lattice(Flat):
         if not self.volume > 1e-6 * float(vectors.norm(dim=1).prod()):
             raise IncompatibleError(f"expected finite, independent lattice vectors as rows, got {vectors.tolist()}.")
         self.vectors, self.dim, self.shape = vectors, len(vectors), (len(vectors),)
-        self.config = {"vectors": vectors.tolist(), "fade": fade}
+        self.config = {"vectors": vectors.tolist()} | ({} if fade is None else {"fade": float(fade)})
         self._inverse = torch.linalg.inv(vectors)
         self._short = _reduced(vectors)
         self._short_inverse = torch.linalg.inv(self._short)

@@ -64,7 +64,7 @@ class AdsorptionGraphormer(nn.Module):
             "width": width, "heads": heads, "layers": layers, "encoder": encoder, "basis": basis, "cutoff": cutoff, "channels": channels,
             "conditions": conditions, "fade": fade, "coordinates": self.coordinates.config, "seed": seed,
         }  # fmt: skip
-        self.cutoff, self.channels = float(cutoff), channels
+        self.cutoff, self.channels, self.fade = float(cutoff), channels, float(fade)
         with seeded(seed):
             self.element = nn.Linear(N_PROPERTIES, width)
             self.place = nn.Parameter(0.3 * torch.randn(2 + _ATOMS, width))
@@ -85,7 +85,7 @@ class AdsorptionGraphormer(nn.Module):
         """The process that noises this system: the same law in Angstrom whatever the cell, so that the network transfers."""
         frame, role = frame_of(descriptor), role_of(descriptor)
         parts = {
-            "plane": Diffusion(Lattice(frame.vectors, self.config["fade"]), Geometric(0.02, 5.0)),
+            "plane": Diffusion(Lattice(frame.vectors, self.fade), Geometric(0.02, 5.0)),
             "height": Diffusion(Euclidean(1), Geometric(0.02 / self.coordinates.width, 2.0 / self.coordinates.width)),
         }
         if int((role == ADSORBATE).sum()) > 1:
