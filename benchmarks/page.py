@@ -15,7 +15,7 @@ _HEAD = """# Measured figures
 
 Every figure quoted anywhere in this repository stands here, with the script that made it. `make bench` measures
 those of the first model and the overheads again and rewrites this page (`python benchmarks/run.py`); ablation, drug_like,
-energy_only, enhanced and molecules take longer and are run one by one; `python benchmarks/page.py` rewrites the page
+energy_only, enhanced, molecules and tempered take longer and are run one by one; `python benchmarks/page.py` rewrites the page
 alone. Weights are raw: nothing is clipped, smoothed or left out. Times are processor time on one core. Ratios are of
 numbers measured in one run, side by side. A figure that falls short of its target is listed as **short**.
 """
