@@ -398,13 +398,17 @@ def test_control_c_finishes_the_step_writes_and_returns(tmp_path):
     def press(model, step):
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
-    found = quiet_fit(untrained(), directory=tmp_path, picture=press)
-    assert not found.finished and found.steps == 20
-    assert (tmp_path / "resume.safetensors").exists() and len(rows_of(tmp_path / "log.csv")) == 1
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    # Jobs that a shell runs in the background are started deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = quiet_fit(untrained(), directory=tmp_path, picture=press)
+        assert not found.finished and found.steps == 20
+        assert (tmp_path / "resume.safetensors").exists() and len(rows_of(tmp_path / "log.csv")) == 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_interrupted_run_returns_the_average_so_far(monkeypatch):
