@@ -1,6 +1,7 @@
 """Brownian motion on SO(3): the density of its angle, exact at every variance, and normal noise carried to it.
 
-After variance v per axis the density relative to the uniform law is, at the angle a from the start (Perrin, doi:10.24033/asens.504),
+After variance v per axis the density relative to the uniform law is, at the angle a from the start (F. Perrin, Annales
+scientifiques de l'Ecole normale superieure 45, 1, 1928),
 
     f(a) = sum_l (2 l + 1) exp(-l (l + 1) v / 2) sin((l + 1/2) a) / sin(a / 2),
 
@@ -107,7 +108,7 @@ def angle_step(radius: Tensor, sigma: Tensor) -> Tensor:
     """
     variance = sigma.square()
     width = (_SPAN * sigma).clamp_max(math.pi) / _CELLS
-    edges = width[:, None] * torch.arange(_CELLS, dtype=width.dtype)
+    edges = width[:, None] * torch.arange(_CELLS, dtype=width.dtype, device=width.device)
     mass = _mass(edges, width[:, None], variance[:, None])
     below, above = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
     half, square = torch.full_like(radius, 1.5), 0.5 * radius.square()
@@ -134,8 +135,8 @@ def _at(table: Tensor, index: Tensor) -> Tensor:
 
 def _mass(start: Tensor, width: Tensor, variance: Tensor) -> Tensor:
     """The probability of angles from ``start`` to ``start + width``, by Gauss's formula."""
-    angle = start[..., None] + width[..., None] * (0.5 + _NODES)
-    return (width[..., None] * _WEIGHTS * _density(angle, variance[..., None])).sum(-1)
+    angle = start[..., None] + width[..., None] * (0.5 + _NODES.to(width))
+    return (width[..., None] * _WEIGHTS.to(width) * _density(angle, variance[..., None])).sum(-1)
 
 
 def _density(angle: Tensor, variance: Tensor) -> Tensor:
