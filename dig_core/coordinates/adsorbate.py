@@ -33,6 +33,7 @@ class Adsorbate(nn.Module):
     """
 
     gauge: frozenset[str] = frozenset()
+    curved = frozenset({"turn"})
 
     def __init__(self, height: float = 1.2, width: float = 1.0, relaxation: float = 0.15):
         super().__init__()

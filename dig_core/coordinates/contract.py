@@ -18,7 +18,8 @@ class Coordinates(Protocol):
 
     ``encode`` returns the state and log|d state / d geometry| (B,); ``decode`` a structure in a fixed pose; ``log_volume``
     (B,) is log|d geometry / d state|; ``valid`` (B,) says which states are structures. ``gauge`` names what encode forgets,
-    and ``pose`` draws it uniformly. Measure: Lebesgue on the zero-centroid subspace, Angstrom.
+    and ``pose`` draws it uniformly. Coordinates with components on which tangents do not add up, rotations, name them in ``curved``.
+    Measure: Lebesgue on the zero-centroid subspace, Angstrom.
     """
 
     gauge: frozenset[str]

@@ -32,8 +32,9 @@ def frames_of(
 ) -> Frames:
     """Structures (F, N, 3) Angstrom as float32 Frames; with ``energy``, with the forces grad(-u + log volume) of the state's density.
 
-    ``process`` gives the spaces that forces are taken along; it may be left out where all of them are flat, no rotations among
-    them. Frames whose energy is not finite are refused by number: training on them would be silently wrong.
+    ``process`` gives the spaces that forces are taken along; it may be left out where all of them are flat, and is asked for where
+    the coordinates say that one is ``curved``. Frames whose energy is not finite are refused by number: training on them would be
+    silently wrong.
     """
     states, forces = [], []
     for low in range(0, len(geometry.positions), batch):
@@ -62,14 +63,16 @@ def with_forces(
 
 
 def join_frames(parts: list[Frames]) -> Frames:
-    """One after the other, without weights; all with forces or all without."""
+    """One after the other; all with forces or all without; weights if all have them."""
     state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
+    weights = [part.weight for part in parts if part.weight is not None]
+    weight = torch.cat(weights) if len(weights) == len(parts) else None
     forces = [part.force for part in parts if part.force is not None]
     if not forces:
-        return Frames(state)
+        return Frames(state, None, weight)
     if len(forces) < len(parts):
         raise IncompatibleError(f"expected forces in all of {len(parts)} sets of frames or in none, got them in {len(forces)}.")
-    return Frames(state, {name: torch.cat([force[name] for force in forces]) for name in forces[0]})
+    return Frames(state, {name: torch.cat([force[name] for force in forces]) for name in forces[0]}, weight)
 
 
 def write_frames(path: Path, frames: Frames) -> None:
@@ -92,6 +95,9 @@ def read_frames(path: Path) -> Frames:
 def _force(
     coordinates: Coordinates, descriptor: Descriptor, state: State, energy: Energy, first: int, process: Joint | None
 ) -> Tangent:
+    curved: set[str] = set(getattr(coordinates, "curved", ())) & set(state)
+    if process is None and curved:
+        raise IncompatibleError(f"forces along {', '.join(sorted(curved))} need process=, the process that the model diffuses by.")
     leaves = {name: x.detach().requires_grad_() for name, x in state.items()} if process is None else process.still(state)
     state = leaves if process is None else process.exp(state, leaves)
     u = energy(coordinates.decode(state, descriptor))

@@ -16,6 +16,7 @@ from dig_core.score import NoiseScore
 from dig_core.system.descriptor import molecule
 from dig_core.system.elements import covalent_radii, properties
 from dig_core.system.surface import frame_of, guest_of, role_of, surface
+from dig_core.training.frames import frames_of
 from dig_core.types import Geometry
 from tests.core.adsorbates import ADSORBATES, DOUBLE, awake, slab_of, states, system
 
@@ -330,3 +331,9 @@ def test_padding_has_no_properties_and_unknown_elements_are_refused():
         for function in (properties, covalent_radii):
             with pytest.raises(UnsupportedError, match="0 to 94"):
                 function(torch.tensor(numbers))
+
+
+def test_forces_along_rotations_need_the_process():
+    descriptor = system("CO")
+    with pytest.raises(IncompatibleError, match="turn need process="):
+        frames_of(Adsorbate(), descriptor, descriptor.reference, lambda geometry: geometry.positions.square().sum((1, 2)))
