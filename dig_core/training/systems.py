@@ -13,6 +13,7 @@ from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
 from ..system.surface import SURFACE_SCHEMA, frame_of
 from ..types import Tangent
+from .frames import join_frames
 from .losses import Denoising, Frames, denoising_loss, stratified_times
 
 __all__ = ["Systems"]
@@ -57,7 +58,7 @@ class Systems:
             self.parts[k].frames.take(torch.randint(len(self.parts[k].frames), (count,), generator=order))
             for k, count in zip(group, counts, strict=True)
         ]
-        frames, descriptor = _joined(taken), self._descriptor(group, which)
+        frames, descriptor = join_frames(taken), self._descriptor(group, which)
         fisher = self._fisher(group, which)
         return denoising_loss(_bound(model, descriptor), frames, descriptor, stratified_times(size, order), noise, fisher=fisher)
 
@@ -96,13 +97,6 @@ def _slab(descriptor: Descriptor) -> tuple:
     cell = () if reference.cell is None else tuple(reference.cell.flatten().tolist())
     tables = (descriptor.node[same], descriptor.pair, descriptor.bonds, descriptor.mobile, descriptor.pbc, reference.positions[0, same])
     return descriptor.schema, len(descriptor.conditions), side, cell, *(tuple(x.flatten().tolist()) for x in tables)
-
-
-def _joined(parts: list[Frames]) -> Frames:
-    state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
-    force = None if parts[0].force is None else {n: torch.cat([p.force[n] for p in parts if p.force is not None]) for n in parts[0].force}
-    weight = None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None])
-    return Frames(state, force, weight)
 
 
 def _bound(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:

@@ -1,8 +1,8 @@
 """The recipe of ``adsorb-general`` (any slab, CHGNet r2SCAN) and ``adsorb-fcc111`` (the DFT table of Xu and Kitchin).
 
 python -m dig_plugins.ase.recipes.labels --out runs/adsorb                       # the calculator's labels, once
-python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --minutes 60
-python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --minutes 10 [--without Pt]
+python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --steps 9200
+python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --steps 9700 [--without Pt]
 
 Resumable: run the same command again.
 """
@@ -34,9 +34,10 @@ from dig_core.training.frames import read_frames, write_frames
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames
 from dig_core.training.systems import Systems
+from dig_plugins.ase.adsorption.describe import at_temperature
 from dig_plugins.ase.adsorption.surface import SiteSurface
 from dig_plugins.ase.recipes.labels import Labels
-from dig_plugins.ase.recipes.samples import TEMPERATURES, at_temperature, described, frames, labelled_frames
+from dig_plugins.ase.recipes.samples import TEMPERATURES, described, frames, labelled_frames
 from dig_plugins.ase.recipes.slabs import ADSORBATES, SLABS, adsorbate, surface_vectors
 
 log = logging.getLogger(__name__)

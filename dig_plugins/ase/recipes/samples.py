@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -19,18 +18,12 @@ from dig_core.training.losses import Frames
 from dig_core.types import Geometry
 from dig_plugins.ase.recipes.labels import Labels, _rattled, _tries, process_of
 
-__all__ = ["TEMPERATURES", "at_temperature", "described", "frames", "labelled_frames"]
+__all__ = ["TEMPERATURES", "described", "frames", "labelled_frames"]
 
 TEMPERATURES = (300.0, 500.0, 800.0, 1200.0, 2000.0)
-_REFERENCE = 1000.0  # K, where the condition is zero
 _SPACING = 0.2  # Angstrom, of the table that samples are drawn from
 _Drawn = list[tuple[np.ndarray, np.ndarray]]  # positions and forces (F, A, 3) a temperature, Angstrom and eV/Angstrom
 _DOUBT = 2.0  # standard deviations added to the mean: what nobody has looked at is not low
-
-
-def at_temperature(descriptor: Descriptor, temperature: float) -> Descriptor:
-    """The same system at another temperature (K)."""
-    return dataclasses.replace(descriptor, conditions=torch.tensor([math.log(temperature / _REFERENCE)], dtype=torch.float64))
 
 
 def frames(coordinates: Adsorbate, descriptor: Descriptor, guest: Tensor, force: Tensor) -> Frames:

@@ -99,10 +99,9 @@ def _split(metal: str) -> tuple[str, str]:
 
 
 def _cubic(host: str, guest: str, structure: str, calculator: Calculator) -> float:
-    known = float(bulk(host, structure).cell.cellpar()[0])
-    start = float(bulk(host, structure, cubic=True).cell[0, 0]) if structure in ("fcc", "bcc") else known
+    start = float(bulk(host, structure, cubic=True).cell[0, 0])
     if guest:
-        start = 0.75 * start + 0.25 * float(bulk(guest, "fcc", a=None, cubic=True).cell[0, 0])
+        start = 0.75 * start + 0.25 * float(bulk(guest, "fcc", cubic=True).cell[0, 0])
 
     def energy(a: float) -> float:
         cell = bulk(host, structure, a=a, cubic=True)
