@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..energy import Energy
 from ..errors import CheckpointError, IncompatibleError
@@ -17,7 +17,7 @@ from .losses import Frames
 if TYPE_CHECKING:
     from ..dig import DiG
 
-__all__ = ["Progress", "Stage", "Task", "fit"]
+__all__ = ["Fitted", "Progress", "Stage", "Task", "fit"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,30 @@ class Task:
         if self.energy is None:
             raise IncompatibleError("this stage needs an energy: pass energy= to fit, or leave the stage out.")
         return self.energy
+
+
+class Fitted(NamedTuple):
+    """``dig`` and what to expect of it: raw effective sample size and acceptance of its proposals, as fractions (nan if not measured).
+
+    ``evaluations`` of the energy and wall-clock ``seconds`` that the training took; ``history`` one dict a stage;
+    ``finished`` False if it was interrupted: the same call goes on.
+    """
+
+    dig: DiG
+    raw_ess: float
+    acceptance: float
+    evaluations: int
+    seconds: float
+    history: list[dict]
+    finished: bool
+
+    def __str__(self) -> str:
+        cost = f"{self.evaluations:,} energy evaluations, {self.seconds / 60:.1f} minutes"
+        if not self.finished:
+            return f"interrupted after {cost}: run the same call again to go on."
+        if self.raw_ess != self.raw_ess:
+            return f"trained on frames alone, so that nothing says what to expect; {cost}."
+        return f"expect an acceptance of {self.acceptance:.0%} and a raw effective sample size of {self.raw_ess:.0%}; {cost}."
 
 
 class Stage(Protocol):

@@ -7,7 +7,6 @@ import functools
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import openmm as mm
@@ -24,7 +23,7 @@ from dig_core.montecarlo.chain import Pool
 from dig_core.nn import ResidualMLP
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
-from dig_core.training.fit import Progress, Stage
+from dig_core.training.fit import Fitted, Progress, Stage
 from dig_core.training.fit import fit as run_stages
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig
@@ -38,28 +37,6 @@ from .energy import OpenMMEnergy
 from .plan import Plan, seconds_of
 
 __all__ = ["Fitted", "fit", "fit_files", "internal_model"]
-
-
-class Fitted(NamedTuple):
-    """``dig`` and what to expect of it: raw effective sample size and acceptance of its proposals, as fractions.
-
-    ``evaluations`` of the energy and wall-clock ``seconds`` that the training took; ``history`` one dict a stage;
-    ``finished`` False if it was interrupted: the same call goes on.
-    """
-
-    dig: DiG
-    raw_ess: float
-    acceptance: float
-    evaluations: int
-    seconds: float
-    history: list[dict]
-    finished: bool
-
-    def __str__(self) -> str:
-        cost = f"{self.evaluations:,} energy evaluations, {self.seconds / 60:.1f} minutes"
-        if not self.finished:
-            return f"interrupted after {cost}: run the same call again to go on."
-        return f"expect an acceptance of {self.acceptance:.0%} and a raw effective sample size of {self.raw_ess:.0%}; {cost}."
 
 
 def internal_model(coordinates: Coordinates, *, width: int = 256, blocks: int = 4, seed: int = 0) -> NoiseScore:

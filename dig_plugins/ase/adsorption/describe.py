@@ -14,9 +14,10 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.surface import surface
 
+from .place import as_adsorbate, place_adsorbate
 from .role import check_slab, roles
 
-__all__ = ["at_temperature", "check_scope", "describe_adsorption"]
+__all__ = ["at_temperature", "check_scope", "describe_adsorption", "place_and_describe"]
 
 _REFERENCE = 1000.0
 """K at which the condition ln(T / 1000 K) of a descriptor is zero."""
@@ -56,6 +57,16 @@ def describe_adsorption(
     return at_temperature(made, temperature)
 
 
+def place_and_describe(
+    slab: Atoms, adsorbate, *, temperature: float, normal=None, anchor: int | None = None, yielding: bool = False
+) -> tuple[Descriptor, Atoms]:
+    """The descriptor of ``adsorbate`` somewhere on ``slab``, and that structure, adsorbate last; arguments as of ``sample_adsorption``."""
+    guest, anchor = as_adsorbate(adsorbate, anchor)
+    placed = place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
+    indices = np.arange(len(slab), len(placed))
+    return describe_adsorption(placed, indices, temperature=temperature, anchor=len(slab) + anchor, yielding=yielding), placed
+
+
 def at_temperature(descriptor: Descriptor, temperature: float) -> Descriptor:
     """The same system at another temperature, K."""
     if not temperature > 0:
@@ -64,16 +75,14 @@ def at_temperature(descriptor: Descriptor, temperature: float) -> Descriptor:
     return replace(descriptor, conditions=conditions)
 
 
-def check_scope(dig: DiG, atoms: Atoms, adsorbate: np.ndarray, temperature: float) -> None:
+def check_scope(dig: DiG, slab: Atoms, guest: Atoms, temperature: float) -> None:
     """Refuse what the model has never seen, by name: elements of the slab, the adsorbate, the temperature.
 
     Raises UnsupportedError; models that do not say what they know are not checked.
     """
     scope = dig.card.scope
-    guest = atoms[list(adsorbate)]
-    formula = guest.get_chemical_formula(mode="hill")
-    slab = sorted(set(atoms.symbols[np.setdiff1d(np.arange(len(atoms)), adsorbate)]))
-    strange = [symbol for symbol in slab if symbol not in scope.get("slab", slab)]
+    formula, elements = guest.get_chemical_formula(mode="hill"), sorted(set(slab.symbols))
+    strange = [symbol for symbol in elements if symbol not in scope.get("slab", elements)]
     wrong = [f"{', '.join(strange)} in the slab (it knows {', '.join(scope['slab'])})"] if strange else []
     if formula not in scope.get("adsorbate", [formula]):
         wrong.append(f"the adsorbate {formula} (it knows {', '.join(scope['adsorbate'])})")

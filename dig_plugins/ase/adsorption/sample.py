@@ -13,16 +13,15 @@ from ase import Atoms
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.montecarlo.analysis import normalised_weights
-from dig_core.montecarlo.chain import MonteCarlo
+from dig_core.montecarlo.chain import MonteCarlo, Statistics
 from dig_core.random import Streams, as_seed
 from dig_core.system.surface import guest_of
 from dig_core.types import Geometry, Samples
 
 from ... import models
 from ..energy import ASEEnergy
-from .describe import check_scope, describe_adsorption
+from .describe import check_scope, place_and_describe
 from .ensemble import CORRECTIONS, AdsorptionEnsemble
-from .place import as_adsorbate, place_adsorbate
 
 __all__ = ["on_slab", "sample_adsorption"]
 
@@ -38,14 +37,11 @@ def on_slab(
     Arguments and errors are those of :func:`sample_adsorption`.
     """
     dig = model if isinstance(model, DiG) else models.load(model)
-    guest, anchor = as_adsorbate(adsorbate, anchor)
-    placed = place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
-    indices = np.arange(len(slab), len(placed))
-    if not unseen:
-        check_scope(dig, placed, indices, temperature)
-    descriptor = describe_adsorption(
-        placed, indices, temperature=temperature, anchor=len(slab) + anchor, yielding=yielding
+    descriptor, placed = place_and_describe(
+        slab, adsorbate, temperature=temperature, normal=normal, anchor=anchor, yielding=yielding
     )
+    if not unseen:
+        check_scope(dig, slab, placed[len(slab) :], temperature)
     return dig.on(descriptor), placed
 
 
@@ -85,14 +81,16 @@ def sample_adsorption(
         slab, adsorbate, model, temperature=temperature, normal=normal, anchor=anchor, yielding=yielding, unseen=unseen
     )
     reduced = None if energy is None else ASEEnergy(energy, placed, temperature)
+    source = f"{dig.card.name}, seed {seed}"
     if correct == "mc" and reduced is not None:
-        made = _chain(dig, reduced, n, seed, steps, batch)
+        made, counts = _chain(dig, reduced, n, seed, steps, batch)
+        source += f", acceptance {counts.acceptance:.3f}, longest run of rejections {counts.longest_rejection_run}"
     else:
         made = _independent(dig, reduced, n, seed, steps, batch)
     ensemble = AdsorptionEnsemble(
         template=placed, adsorbate=tuple(guest_of(dig.descriptor).tolist()), temperature=temperature, correction=correct,
         energy_name="" if reduced is None else f"{_name(energy)}, total energy of slab and adsorbate",
-        source=f"{dig.card.name}, seed {seed}", n_calls=0 if reduced is None else reduced.n_evaluations, **made,
+        source=source, n_calls=0 if reduced is None else reduced.n_evaluations, **made,
     )  # fmt: skip
     return replace(ensemble.labelled(), wall_s=time.monotonic() - wall, cpu_s=time.process_time() - cpu)
 
@@ -120,8 +118,8 @@ def _weighed(samples: Samples, energy: ASEEnergy | None) -> dict:
     return found
 
 
-def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, batch: int) -> dict:
-    """``n`` states of a Metropolis chain that starts from a structure drawn by its weight among the first proposals."""
+def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, batch: int) -> tuple[dict, Statistics]:
+    """``n`` states of a Metropolis chain, and its counts; it starts from a structure drawn by its weight among the first proposals."""
     proposal = dig.proposal(steps=steps)
     size = min(batch, max(_BLOCK, n))
     first = _weighed(proposal.draw(_BLOCK, Streams(seed + 1, range(_BLOCK))), energy)
@@ -134,22 +132,17 @@ def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, ba
     chain = MonteCarlo(
         proposal, energy, Geometry(torch.as_tensor(first["positions"][start])[None]), seed=seed, batch=size
     )
-    here = float(first["energies"][start])
+    here, left, statistics = float(first["energies"][start]), n, Statistics()
     positions, energies = [], []
-    while sum(len(part) for part in positions) < n:
-        visited, records = chain.block(min(_BLOCK, n - sum(len(part) for part in positions)))
+    while left > 0:
+        visited, records = chain.block(min(_BLOCK, left))
         positions.append(visited)
         for u, accepted in zip(records.u, records.accepted, strict=True):
             here = float(u) * energy.kt if accepted else here
             energies.append(here)
-    whole = np.concatenate(positions)
-    return {
-        "positions": whole,
-        "log_q": None,
-        "valid": np.ones(len(whole), dtype=bool),
-        "log_weight": None,
-        "energies": np.array(energies),
-    }
+        left, statistics = left - len(visited), statistics.after(records)
+    made = {"positions": np.concatenate(positions), "log_q": None, "log_weight": None, "energies": np.array(energies)}
+    return {**made, "valid": np.ones(n, dtype=bool)}, statistics
 
 
 def _name(calculator) -> str:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ase import Atoms
 
 from dig_core.dig import Card, DiG
-from dig_core.errors import IncompatibleError
+from dig_core.errors import CheckpointError, IncompatibleError
+from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.nn import AdsorptionGraphormer
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
-from dig_core.training.fit import Stage
+from dig_core.system.descriptor import Descriptor
+from dig_core.training.fit import Fitted, Stage
 from dig_core.training.fit import fit as run_stages
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig
@@ -26,47 +29,25 @@ from dig_core.training.losses import Frames
 from dig_core.training.population import Population
 from dig_core.training.stages import Denoise, Reweight
 
+from ... import models
 from ..convert import to_geometry
 from ..energy import ASEEnergy
-from .describe import describe_adsorption
-from .place import as_adsorbate, place_adsorbate
-from .sample import on_slab
+from .describe import place_and_describe
 
-__all__ = ["AdsorptionFit", "fit_adsorption", "untrained"]
+__all__ = ["fit_adsorption", "untrained"]
 
 _VISITS = 130  # evaluations a walker of a population: about ten rungs of six moves, and the harvest
-
-
-class AdsorptionFit(NamedTuple):
-    """``dig`` and what to expect of it: raw effective sample size and acceptance of its proposals, as fractions (nan if not measured).
-
-    ``evaluations`` of the energy and wall-clock ``seconds`` that the training took; ``history`` one dict a stage; ``finished``
-    False if it was interrupted: the same call with ``out`` goes on.
-    """
-
-    dig: DiG
-    raw_ess: float
-    acceptance: float
-    evaluations: int
-    seconds: float
-    history: list[dict]
-    finished: bool
-
-    def __str__(self) -> str:
-        cost = f"{self.evaluations:,} energy evaluations, {self.seconds / 60:.1f} minutes"
-        if not self.finished:
-            return f"interrupted after {cost}: run the same call again to go on."
-        return f"expect an acceptance of {self.acceptance:.0%} and a raw effective sample size of {self.raw_ess:.0%}; {cost}."
 
 
 def untrained(
     slab: Atoms, adsorbate, *, temperature: float = 300.0, normal=None, anchor: int | None = None, yielding: bool = False, seed: int = 0
 ) -> DiG:
     """A model of ``adsorbate`` on ``slab`` that knows nothing yet; arguments as of :func:`~.sample.sample_adsorption`."""
-    guest, anchor = as_adsorbate(adsorbate, anchor)
-    placed = place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
-    indices = range(len(slab), len(placed))
-    descriptor = describe_adsorption(placed, list(indices), temperature=temperature, anchor=len(slab) + anchor, yielding=yielding)
+    place = {"temperature": temperature, "normal": normal, "anchor": anchor, "yielding": yielding}
+    return _fresh(place_and_describe(slab, adsorbate, **place)[0], seed)
+
+
+def _fresh(descriptor: Descriptor, seed: int) -> DiG:
     network = AdsorptionGraphormer(width=48, conditions=1, seed=seed)
     model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
     return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=24))
@@ -76,7 +57,7 @@ def fit_adsorption(
     slab: Atoms, adsorbate, energy=None, model: DiG | str | Path | None = None, *, temperature: float = 300.0,
     frames: Sequence[Atoms] | None = None, evaluations: int = 100_000, steps: int = 1500, out: str | Path | None = None,
     seed: int | None = None, progress: bool | None = None, normal=None, anchor: int | None = None, yielding: bool = False,
-) -> AdsorptionFit:  # fmt: skip
+) -> Fitted:  # fmt: skip
     """Train a model of one adsorbate on one slab from a calculator, from frames, or from both; ``model`` says what to start from.
 
     From the energy alone an untrained model begins with a population that is annealed from its prior to exp(-E/kT)
@@ -89,42 +70,58 @@ def fit_adsorption(
     energy: an ASE calculator, or None for frames alone. model: None for an untrained network, or what :func:`sample_adsorption` takes.
     frames: structures of this slab and adsorbate (adsorbate last) from the ensemble at ``temperature``, such as MD.
     evaluations: of the calculator, at most about. steps: of training, shared among the stages.
-    out: directory of checkpoints; an interrupted call goes on from there.
+    out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
 
     Raises
     ------
     IncompatibleError: neither energy nor frames, frames of another system; UnsupportedError: a model that serves another slab only.
+    CheckpointError: ``out`` holds another training.
     """
     if energy is None and frames is None:
         raise IncompatibleError("expected an energy (an ASE calculator), frames, or both: there is nothing to learn from.")
     began, seed = time.monotonic(), as_seed(seed)
-    place = {"temperature": temperature, "normal": normal, "anchor": anchor, "yielding": yielding}
+    descriptor, template = place_and_describe(
+        slab, adsorbate, temperature=temperature, normal=normal, anchor=anchor, yielding=yielding
+    )
     if model is None:
-        dig = untrained(slab, adsorbate, seed=seed % 2**31, **place)
+        dig = _fresh(descriptor, seed % 2**31)
     else:
-        dig, _ = on_slab(slab, adsorbate, model, unseen=True, **place)
+        dig = (model if isinstance(model, DiG) else models.load(model)).on(descriptor)
         dig = dataclasses.replace(dig, model=copy.deepcopy(dig.model))
-    template = _template(dig, slab, adsorbate, normal, anchor)
+    out = None if out is None else _own(Path(out), descriptor)
     reduced = None if energy is None else ASEEnergy(energy, template, temperature)
-    data = None if frames is None else _data(dig, list(frames), template, reduced)
+    data = None if frames is None else _data(dig, list(frames), template)
     done = run_stages(
         dig, _stages(model is None, data is not None, reduced is not None, evaluations, steps), energy=reduced, frames=data,
-        directory=None if out is None else Path(out) / "stages", seed=seed % 2**31, progress=progress,
+        directory=None if out is None else out / "stages", seed=seed % 2**31, progress=progress,
     )  # fmt: skip
-    spent = done.evaluations
-    if not done.finished or reduced is None:
-        return AdsorptionFit(done.dig, float("nan"), float("nan"), spent, time.monotonic() - began, done.history, done.finished)
-    count = max(64, min(1024, evaluations // 10))
-    log_weight = Pool(done.dig.proposal(), reduced, seed=seed + 1, batch=count).take(count).log_weight
-    ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
+    if not done.finished:
+        return Fitted(done.dig, math.nan, math.nan, done.evaluations, time.monotonic() - began, done.history, False)
+    ess, acceptance, measured, count = math.nan, math.nan, {}, 0
+    if reduced is not None:
+        count = max(64, min(1024, evaluations // 10))
+        log_weight = Pool(done.dig.proposal(), reduced, seed=seed + 1, batch=count).take(count).log_weight
+        ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
+        measured = {"raw_ess": round(ess, 4), "acceptance": round(acceptance, 4), "proposals": count}
     card = dataclasses.replace(
-        done.dig.card, name=f"{template.get_chemical_formula()}", temperature=temperature, history=done.history,
-        measured={"raw_ess": round(ess, 4), "acceptance": round(acceptance, 4), "proposals": count}, scope={},
-    )  # fmt: skip
+        done.dig.card, name=f"{template.get_chemical_formula()}", temperature=temperature, history=done.history, measured=measured, scope={}
+    )
     finished = dataclasses.replace(done.dig, card=card)
     if out is not None:
-        finished.save(Path(out) / "model.safetensors")
-    return AdsorptionFit(finished, ess, acceptance, spent + count, time.monotonic() - began, done.history, True)
+        finished.save(out / "model.safetensors")
+    return Fitted(finished, ess, acceptance, done.evaluations + count, time.monotonic() - began, done.history, True)
+
+
+def _own(out: Path, descriptor: Descriptor) -> Path:
+    """``out``, marked as that of this system. Raises CheckpointError if it holds the training of another."""
+    reference = descriptor.reference
+    parts = [descriptor.numbers, descriptor.node, descriptor.conditions, reference.positions, reference.cell]  # type: ignore[union-attr]
+    mark, place = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest(), out / "system.sha256"
+    if place.exists() and place.read_text(encoding="utf-8") != mark:
+        raise CheckpointError(f"{out} holds the training of another slab, adsorbate or temperature: choose another directory.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, mark.encode())
+    return out
 
 
 def _stages(fresh: bool, data: bool, energy: bool, evaluations: int, steps: int) -> list[Stage]:
@@ -143,12 +140,7 @@ def _stages(fresh: bool, data: bool, energy: bool, evaluations: int, steps: int)
     return [Reweight(int(0.3 * evaluations), 1, loop(0.4)), Reweight(int(0.6 * evaluations), 1, loop(0.6))]
 
 
-def _template(dig: DiG, slab: Atoms, adsorbate, normal, anchor: int | None) -> Atoms:
-    guest, anchor = as_adsorbate(adsorbate, anchor)
-    return place_adsorbate(slab, guest, (0.0, 0.0), normal=normal, anchor=anchor)
-
-
-def _data(dig: DiG, images: list[Atoms], template: Atoms, energy: ASEEnergy | None) -> Frames:
+def _data(dig: DiG, images: list[Atoms], template: Atoms) -> Frames:
     for number, image in enumerate(images):
         if len(image) != len(template) or (image.numbers != template.numbers).any():
             raise IncompatibleError(
@@ -157,4 +149,4 @@ def _data(dig: DiG, images: list[Atoms], template: Atoms, energy: ASEEnergy | No
             )
     if len(images) < 2:
         raise IncompatibleError(f"expected at least 2 frames, got {len(images)}.")
-    return frames_of(dig.coordinates, dig.descriptor, to_geometry(images), energy, process=dig.process)
+    return frames_of(dig.coordinates, dig.descriptor, to_geometry(images))

@@ -1,0 +1,65 @@
+"""Samples of an adsorbate and models fitted to a slab: energies that belong to their structures, counts, files, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ase")
+
+from ase.build import fcc111
+
+from dig_core.dig import DiG
+from dig_core.errors import CheckpointError, IncompatibleError, UnsupportedError
+from dig_plugins.ase.adsorption import SiteSurface, fit_adsorption, sample_adsorption
+from dig_plugins.ase.adsorption.training import untrained
+
+SLAB = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8)
+
+
+@pytest.mark.parametrize("correct", [None, "reweight", "mc"])
+def test_energies_and_weights_belong_to_the_structures(correct):
+    surface = SiteSurface.from_table("Pt", "H")
+    found = sample_adsorption(
+        SLAB, "H", untrained(SLAB, "H"), n=100, seed=1, energy=surface.calculator(), correct=correct, steps=3, unseen=True
+    )
+    wanted = surface.on(SLAB).energy(found.positions[:, -1]).numpy()
+    assert len(found) == 100 and np.allclose(found.energies, wanted, atol=1e-9)
+    assert (found.positions[:, :-1] == SLAB.positions).all()
+    assert ("longest run of rejections" in found.source) == (correct == "mc")
+    if correct != "mc":
+        assert np.allclose(found.log_weight, -wanted / (8.617333262e-5 * 300) - found.log_q, atol=1e-3)
+
+
+def test_a_model_from_frames_alone_is_written(tmp_path):
+    images = sample_adsorption(SLAB, "H", untrained(SLAB, "H"), n=20, seed=1, steps=3, unseen=True).images()
+    found = fit_adsorption(SLAB, "H", frames=images, steps=20, out=tmp_path, seed=1, progress=False)
+    assert found.finished and math.isnan(found.raw_ess) and "frames alone" in str(found)
+    assert DiG.load(tmp_path / "model.safetensors").card.temperature == 300
+
+
+def test_energies_of_frames_are_counted(tmp_path):
+    images = sample_adsorption(SLAB, "H", untrained(SLAB, "H"), n=20, seed=1, steps=3, unseen=True).images()
+    calculator = SiteSurface.from_table("Pt", "H").calculator()
+    found = fit_adsorption(SLAB, "H", calculator, frames=images, evaluations=200, steps=20, seed=1, progress=False)
+    assert found.evaluations == 20 + 100 + 64
+
+
+def test_a_directory_of_another_training_is_refused(tmp_path):
+    images = sample_adsorption(SLAB, "H", untrained(SLAB, "H"), n=5, seed=1, steps=3, unseen=True).images()
+    fit_adsorption(SLAB, "H", frames=images, steps=20, out=tmp_path, seed=1, progress=False)
+    with pytest.raises(CheckpointError, match="another slab, adsorbate or temperature"):
+        fit_adsorption(SLAB, "H", frames=images, steps=20, out=tmp_path, seed=1, temperature=400, progress=False)
+
+
+def test_what_cannot_be_had_is_refused_by_name():
+    with pytest.raises(IncompatibleError, match="needs energy="):
+        sample_adsorption(SLAB, "H", correct="mc")
+    with pytest.raises(IncompatibleError, match="nothing to learn from"):
+        fit_adsorption(SLAB, "H")
+    with pytest.raises(UnsupportedError, match="the adsorbate F"):
+        sample_adsorption(SLAB, "F", "adsorb-general")
+    with pytest.raises(UnsupportedError, match="Mo in the slab"):
+        sample_adsorption(fcc111("Mo", (2, 2, 3), a=4.0, vacuum=8), "O", "adsorb-general")
