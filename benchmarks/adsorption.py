@@ -31,9 +31,16 @@ def _slab(metal: str, guest: str) -> tuple[Atoms, SiteSurface]:
     return slab, surface.on(slab)
 
 
+def _without_a_model(metal: str, guest: str) -> float:
+    """Total variation of the mean over the other metals' maps, fraction by fraction of their cells: the answer that needs no model."""
+    maps = {m: SiteSurface.from_table(m, guest).map((24, 24), TEMPERATURE).probability for m in METALS}
+    others = np.mean([p for m, p in maps.items() if m != metal], axis=0)
+    return float(0.5 * np.abs(others - maps[metal]).sum())
+
+
 def populations(options: Options) -> tuple[list[Figure], list[Table]]:
     """Held-out metals: raw, and reweighted by the energy."""
-    rows, raw, exact = [], [], []
+    rows, raw, exact, simple = [], [], [], []
     for metal in METALS:
         file = FOLDS / f"fcc111-{metal}" / "adsorb-fcc111.safetensors"
         if not file.exists():
@@ -48,7 +55,8 @@ def populations(options: Options) -> tuple[list[Figure], list[Table]]:
             tv = [m.total_variation(true) for m in (ours, weighted.density(symmetrize=True))]
             slope = weighted.density(symmetrize=True).slope(true, TEMPERATURE)
             ess = weighted.effective_sample_size() / n
-            rows.append([f"{guest}/{metal}(111)", *(round(x, 3) for x in (*tv, slope, ess))])
+            simple.append(_without_a_model(metal, guest))
+            rows.append([f"{guest}/{metal}(111)", *(round(x, 3) for x in (*tv, slope, ess, simple[-1]))])
             raw.append(tv[0])
             exact.append(tv[1])
     if not raw:
@@ -57,11 +65,12 @@ def populations(options: Options) -> tuple[list[Figure], list[Table]]:
     note = f"{metals} of 7 metals left out one at a time, H, C, N, O on each; 24 x 24 grid, {options.size(3000, 100)} samples."
     figures = [
         Figure("total variation to the Boltzmann map, metal never trained on, raw", float(np.mean(raw)), floor=0.20, aim=0.10,
-               higher=False, compared="mean over the other metals: 0.33", note=f"{note} Worst {max(raw):.2f}."),
+               higher=False, compared=f"mean over the other metals: {np.mean(simple):.2f}", note=f"{note} Worst {max(raw):.2f}."),
         Figure("the same, reweighted by the energy", float(np.mean(exact)), floor=0.03, aim=0.01, higher=False,
                note="Its effective sample size, in the table, is a few per cent and less: few samples carry the weight."),
     ]  # fmt: skip
-    return figures, [Table("Held-out metals, 300 K", ["system", "TV raw", "TV reweighted", "slope", "raw ESS"], rows)]
+    header = ["system", "TV raw", "TV reweighted", "slope", "raw ESS", "TV of the other metals' mean"]
+    return figures, [Table("Held-out metals, 300 K", header, rows)]
 
 
 def monte_carlo(options: Options) -> tuple[list[Figure], list[Table]]:
@@ -87,14 +96,15 @@ def monte_carlo(options: Options) -> tuple[list[Figure], list[Table]]:
     ours = free.density(symmetrize=True)
     true = surface.map((24, 24), TEMPERATURE, lattice=ours.lattice)
     tv = [m.total_variation(true) for m in (ours, dataclasses.replace(free, correction="reweight").density(symmetrize=True))]
+    slope = ours.slope(true, TEMPERATURE)
     figures = [
         Figure("largest |z| of four site populations, H/Pt(111), Monte Carlo against quadrature", worst, floor=3.0, higher=False,
                note=f"A chain of {len(chain)} from a model trained from the energy alone; errors from 50 blocks."),
         Figure("raw acceptance, the same", moved, floor=0.30, aim=0.70, note=str(fitted)),
         Figure("total variation, H/Pt(111), model trained from the energy alone, raw", tv[0], floor=0.03, aim=0.01, higher=False,
                note=f"{n} samples, symmetry used; {tv[1]:.4f} reweighted."),
-        Figure("slope of -kT log p(x, y) against E, the same", ours.slope(true, TEMPERATURE), floor=0.9,
-               note="Between 0.9 and 1.1 wanted, 0.97 and 1.03 the aim."),
+        Figure("slope of -kT log p(x, y) against E, its distance from 1, the same", abs(slope - 1), floor=0.1, aim=0.03, higher=False,
+               note=f"The slope is {slope:.3f}."),
     ]  # fmt: skip
     return figures, [Table("H/Pt(111), 300 K", ["site", "quadrature", "chain", "z"], rows)]
 
