@@ -13,6 +13,7 @@ import torch
 from ase.io import read
 
 from dig_plugins.ase.adsorption import grid_search
+from dig_plugins.ase.adsorption.run import calculator_named
 from dig_plugins.ase.recipes.slabs import adsorbate
 
 HERE = Path(__file__).parent
@@ -29,10 +30,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    from chgnet.model import CHGNet
-    from chgnet.model.dynamics import CHGNetCalculator
-
-    calculator = CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
+    calculator = calculator_named("chgnet")
     out = HERE / "results" / "adsorption"
     out.mkdir(parents=True, exist_ok=True)
     for name, guest in SYSTEMS:

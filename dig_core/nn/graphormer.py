@@ -14,7 +14,7 @@ from ..system.descriptor import Descriptor
 from .embed import CategoryEmbedding, TimeEmbedding, seeded
 from .geometry import PairList, RadialBasis, centre, distances, pair_list, pair_types
 
-__all__ = ["Encoded", "Graphormer", "attention", "linear", "low_precision", "split_heads"]
+__all__ = ["Encoded", "Graphormer", "attention", "linear", "low_precision", "modulated_norm", "split_heads"]
 
 MASKED = -1e9
 """Attention bias of a padded key: its weight is exactly zero in float32, and no row can become NaN."""

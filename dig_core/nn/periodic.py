@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .embed import seeded
 from .geometry import FARTHEST, SOFTENING
+from .graphormer import modulated_norm
 
 __all__ = ["EnvelopedBasis", "ImageAttention", "Images", "Region", "Surroundings", "images_within", "surroundings"]
 
@@ -117,8 +118,7 @@ class ImageAttention(nn.Module):
         ``time`` (T, W) with T = 1 or B -> (B, Q, W)."""
         b, q, w = x.shape
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
-        normed = torch.addcmul(shift1, F.layer_norm(x, (w,)), 1 + scale1)
-        query = self.query(normed).view(b, q, self.heads, -1).transpose(1, 2)
+        query = self.query(modulated_norm(x, scale1, shift1)).view(b, q, self.heads, -1).transpose(1, 2)
         both = self.key_value(F.layer_norm(others, (w,))).view(len(others), -1, 2, self.heads, w // self.heads)
         key, value = both.permute(2, 0, 3, 1, 4)
         parent = seen.parent[:, None].expand(-1, self.heads, -1, -1)
@@ -132,5 +132,5 @@ class ImageAttention(nn.Module):
         weights = torch.zeros_like(every).scatter_add(-1, parent, weights)
         heard = (weights @ value).transpose(1, 2).reshape(b, q, w)
         x = x + (1 + gate1) * self.mix(heard)
-        hidden = F.silu(self.widen(torch.addcmul(shift2, F.layer_norm(x, (w,)), 1 + scale2)))
+        hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
         return x + (1 + gate2) * self.narrow(hidden)

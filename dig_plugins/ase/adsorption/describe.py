@@ -17,7 +17,7 @@ from dig_core.system.surface import surface
 from .place import as_adsorbate, place_adsorbate
 from .role import check_slab, roles
 
-__all__ = ["at_temperature", "check_scope", "describe_adsorption", "place_and_describe"]
+__all__ = ["at_temperature", "check_scope", "describe_adsorption", "place_and_describe", "temperature_of"]
 
 _REFERENCE = 1000.0
 """K at which the condition ln(T / 1000 K) of a descriptor is zero."""
@@ -73,6 +73,11 @@ def at_temperature(descriptor: Descriptor, temperature: float) -> Descriptor:
         raise IncompatibleError(f"expected a temperature in K, got {temperature!r}.")
     conditions = torch.tensor([math.log(temperature / _REFERENCE)], dtype=torch.float64)
     return replace(descriptor, conditions=conditions)
+
+
+def temperature_of(descriptor: Descriptor) -> float:
+    """K, of a descriptor made :func:`at_temperature`."""
+    return _REFERENCE * math.exp(float(descriptor.conditions[0]))
 
 
 def check_scope(dig: DiG, slab: Atoms, guest: Atoms, temperature: float) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ase import Atoms
 
-from dig_core.dig import Card, DiG
+from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, UnsupportedError
-from dig_core.nn import AdsorptionGraphormer
 from dig_core.random import as_seed
-from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.surface import ADSORBATE, role_of
 from dig_core.training.loop import LoopConfig, optimise
@@ -23,6 +20,8 @@ from dig_core.training.losses import Frames
 from dig_core.training.systems import Systems
 
 from ... import models
+from .describe import temperature_of
+from .training import fresh
 
 __all__ = ["fit_systems"]
 
@@ -52,9 +51,8 @@ def fit_systems(
         raise IncompatibleError("expected at least one system with frames (systems_of), got none.")
     seed, descriptor = as_seed(seed), systems[0][0]
     if model is None:
-        network = AdsorptionGraphormer(width=64, conditions=1, seed=seed % 2**31)
-        score = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
-        start = DiG(score, network.coordinates, descriptor, Card(name="adsorption", steps=24))
+        start = fresh(descriptor, width=64, seed=seed % 2**31)
+        start = dataclasses.replace(start, card=dataclasses.replace(start.card, name="adsorption"))
     else:
         dig = (model if isinstance(model, DiG) else models.load(model)).on(descriptor)
         start = dataclasses.replace(dig, model=copy.deepcopy(dig.model))
@@ -95,7 +93,7 @@ def _scope(systems: Sequence[tuple[Descriptor, Frames]]) -> dict:
         guest = role_of(descriptor) == ADSORBATE
         slabs |= set(Atoms(descriptor.numbers[~guest].tolist()).get_chemical_symbols())
         guests.add(Atoms(descriptor.numbers[guest].tolist()).get_chemical_formula(mode="hill"))
-        temperatures += [round(1000 * math.exp(float(x)), 3) for x in descriptor.conditions]
+        temperatures.append(round(temperature_of(descriptor), 3))
     return {"slab": sorted(slabs), "adsorbate": sorted(guests), "temperature": [min(temperatures), max(temperatures)]}
 
 

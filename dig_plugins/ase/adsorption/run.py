@@ -120,7 +120,7 @@ def _summary(ensemble: AdsorptionEnsemble, sites: SiteSet, model: str, seed: int
         "model_sha256": shipped or hashlib.sha256(Path(model).read_bytes()).hexdigest(),
         "system": str(ensemble.template.symbols), "energy": ensemble.energy_name or "none", "temperature_K": ensemble.temperature,
         "seed": seed, "samples": len(ensemble), "used": int(ensemble.used.sum()), "kept_out": ensemble.kept_out(),
-        "correction": ensemble.correction or "none", "effective_sample_size": ensemble.effective_sample_size(),
+        "correction": ensemble.correction or "none", "source": ensemble.source, "effective_sample_size": ensemble.effective_sample_size(),
         "energy_calls": ensemble.n_calls, "sites": len(sites), "seconds": ensemble.wall_s, "cpu_seconds": ensemble.cpu_s,
         "device": "cpu", "units": "Angstrom, eV, K; log_q and log_weight in nats", "versions": _versions(),
     }  # fmt: skip

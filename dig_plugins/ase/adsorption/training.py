@@ -34,7 +34,7 @@ from ..convert import to_geometry
 from ..energy import ASEEnergy
 from .describe import place_and_describe
 
-__all__ = ["fit_adsorption", "untrained"]
+__all__ = ["fit_adsorption", "fresh", "untrained"]
 
 _VISITS = 130  # evaluations a walker of a population: about ten rungs of six moves, and the harvest
 
@@ -44,11 +44,12 @@ def untrained(
 ) -> DiG:
     """A model of ``adsorbate`` on ``slab`` that knows nothing yet; arguments as of :func:`~.sample.sample_adsorption`."""
     place = {"temperature": temperature, "normal": normal, "anchor": anchor, "yielding": yielding}
-    return _fresh(place_and_describe(slab, adsorbate, **place)[0], seed)
+    return fresh(place_and_describe(slab, adsorbate, **place)[0], seed=seed)
 
 
-def _fresh(descriptor: Descriptor, seed: int) -> DiG:
-    network = AdsorptionGraphormer(width=48, conditions=1, seed=seed)
+def fresh(descriptor: Descriptor, *, width: int = 48, seed: int = 0) -> DiG:
+    """The same for a descriptor; ``width`` of the network."""
+    network = AdsorptionGraphormer(width=width, conditions=1, seed=seed)
     model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
     return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=24))
 
@@ -84,7 +85,7 @@ def fit_adsorption(
         slab, adsorbate, temperature=temperature, normal=normal, anchor=anchor, yielding=yielding
     )
     if model is None:
-        dig = _fresh(descriptor, seed % 2**31)
+        dig = fresh(descriptor, seed=seed % 2**31)
     else:
         dig = (model if isinstance(model, DiG) else models.load(model)).on(descriptor)
         dig = dataclasses.replace(dig, model=copy.deepcopy(dig.model))

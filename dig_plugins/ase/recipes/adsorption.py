@@ -27,8 +27,6 @@ from ase.units import kB
 
 from dig_core.coordinates import Adsorbate
 from dig_core.dig import Card, DiG
-from dig_core.nn import AdsorptionGraphormer
-from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor
 from dig_core.training.frames import read_frames, write_frames
 from dig_core.training.loop import LoopConfig, optimise
@@ -36,6 +34,7 @@ from dig_core.training.losses import Frames
 from dig_core.training.systems import Systems
 from dig_plugins.ase.adsorption.describe import at_temperature
 from dig_plugins.ase.adsorption.surface import SiteSurface
+from dig_plugins.ase.adsorption.training import fresh
 from dig_plugins.ase.recipes.labels import Labels
 from dig_plugins.ase.recipes.samples import TEMPERATURES, described, frames, labelled_frames
 from dig_plugins.ase.recipes.slabs import ADSORBATES, SLABS, adsorbate, surface_vectors
@@ -105,12 +104,10 @@ def _table_laws(metal: str, guest: str) -> Iterator[tuple[SiteSurface, Descripto
 
 def train(systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, width: int = 64, batch: int = 192, seed: int = 1) -> DiG:
     """A network of these systems, trained for ``steps``; checkpoints in ``out``."""
-    network = AdsorptionGraphormer(width=width, conditions=1, seed=seed)
-    descriptor = at_temperature(systems[0][0], 300.0)
-    model = NoiseScore(network, network.process(descriptor))
+    dig = fresh(at_temperature(systems[0][0], 300.0), width=width, seed=seed)
     config = LoopConfig(steps=steps, batch=batch, rate=2e-3, warmup=200, average=0.998, every=500, seed=seed)
-    result = optimise(model, Systems(systems, together=4), config, directory=out)
-    return DiG(result.model.eval().requires_grad_(False), network.coordinates, descriptor, Card(steps=24))
+    result = optimise(dig.model.requires_grad_(True), Systems(systems, together=4), config, directory=out)
+    return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
 
 
 def _card(model: str, steps: int, systems: int) -> Card:

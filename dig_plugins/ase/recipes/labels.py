@@ -17,6 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import covalent_radii
 from ase.io import read, write
 
+from dig_plugins.ase.adsorption.run import calculator_named
 from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, MOLECULAR, SLABS, adsorbate, build, surface_vectors
 from dig_plugins.ase.recipes.surrogate import SlabProcess
 
@@ -145,10 +146,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     warnings.filterwarnings("ignore", module="pymatgen")
     torch.set_num_threads(1)
-    from chgnet.model import CHGNet
-    from chgnet.model.dynamics import CHGNetCalculator
-
-    calculator = CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
+    calculator = calculator_named("chgnet")
     given.out.mkdir(parents=True, exist_ok=True)
     for name, recipe in {**SLABS, **HELD_OUT}.items():
         if given.only and name not in given.only:
