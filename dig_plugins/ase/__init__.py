@@ -3,7 +3,7 @@
 What is drawn is plain Atoms with ``info["dig_*"]``; extended XYZ, .traj and ASE databases hold it, and ``ase gui`` opens it.
 """
 
-from importlib import import_module
+from ..lazy import lazily
 
 _HOME = {
     "ASEEnergy": "energy",
@@ -21,19 +21,7 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    """Modules are read when a name is first used: importing this package is cheap, and errors name what to install."""
-    if name not in _HOME:
-        raise AttributeError(f"dig_plugins.ase has no {name!r}; it has {', '.join(__all__)}.")
-    try:
-        module = import_module(f".{_HOME[name]}", __name__)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "ase":
-            raise
-        raise ImportError("dig_plugins.ase needs ASE: pip install 'dig-plugins[ase]'.") from error
-    return getattr(module, name)
+__getattr__ = lazily(__name__, _HOME, "ase", "ASE")
 
 
 def __dir__() -> list[str]:

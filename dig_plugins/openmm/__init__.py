@@ -1,6 +1,6 @@
 """OpenMM: any System as the energy, DiG as a Metropolis move beside MD, reporters, parallel tempering for references."""
 
-from importlib import import_module
+from ..lazy import lazily
 
 _HOME = {
     "Block": "montecarlo",
@@ -40,19 +40,7 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    """Modules are read when a name is first used: importing this package is cheap, and errors name what to install."""
-    if name not in _HOME:
-        raise AttributeError(f"dig_plugins.openmm has no {name!r}; it has {', '.join(__all__)}.")
-    try:
-        module = import_module(f".{_HOME[name]}", __name__)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "openmm":
-            raise
-        raise ImportError("dig_plugins.openmm needs OpenMM: pip install 'dig-plugins[openmm]'.") from error
-    return getattr(module, name)
+__getattr__ = lazily(__name__, _HOME, "openmm", "OpenMM")
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,31 @@
+"""Packages whose modules are read when a name is first used: importing them is cheap, and a missing engine is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+__all__ = ["lazily"]
+
+
+def lazily(package: str, home: Mapping[str, str], engine: str, title: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` (PEP 562) of ``package``: ``home`` says which of its modules a name is in.
+
+    ``engine``: the module that all of it needs and the name of the extra that brings it; ``title``: its name in words. The
+    function raises AttributeError for other names, ImportError where the engine is not installed.
+    """
+
+    def read(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"{package} has no {name!r}; it has {', '.join(sorted(home))}.")
+        try:
+            module = import_module(f".{home[name]}", package)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] != engine:
+                raise
+            root = ".".join(package.split(".")[:2])
+            raise ImportError(f"{root} needs {title}: pip install 'dig-plugins[{engine}]'.") from error
+        return getattr(module, name)
+
+    return read
