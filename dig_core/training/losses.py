@@ -15,7 +15,7 @@ from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
 
-__all__ = ["Denoising", "Frames", "Objective", "blend", "denoising_loss", "fisher_information", "stratified_times"]
+__all__ = ["Denoising", "Frames", "Objective", "averaged", "blend", "denoising_loss", "fisher_information", "stratified_times"]
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,49 @@ def blend(model: ScoreModel, frames: Frames, noised: Noised, t: Tensor, fisher: 
     return targets
 
 
+def averaged(model: ScoreModel, frames: Frames, company: Frames, noised: Noised, t: Tensor, fisher: Tangent | None) -> Tangent:
+    """:func:`blend`, averaged over all frames that a noised state may have come from: the one it did and R more of its system.
+
+    ``company`` holds (B, R, *shape) a component. Given the R + 1 frames, of which the true one is any, the average with their
+    posterior weights is the mean of the target: the same regression with less noise (cf. arXiv:2302.00670, there with a bias).
+    """
+    count = 1 + next(iter(company.state.values())).shape[1]
+
+    def together(own: Tangent, others: Tangent) -> Tangent:
+        return {name: torch.cat([x[:, None], others[name]], 1).flatten(0, 1) for name, x in own.items()}
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.repeat_interleave(count, 0)
+
+    force = None if frames.force is None or company.force is None else together(frames.force, company.force)
+    candidates, state = Frames(together(frames.state, company.state), force), {n: repeated(x) for n, x in noised.state.items()}
+    times, log_weight, noise = repeated(t), t.new_zeros(count * len(t)).double(), {}
+    for name, process in model.process.items():
+        alpha, sigma = process.levels(times)
+        gap = process.space.log(alpha * candidates.state[name], state[name])
+        log_weight = log_weight + process.space.log_heat(gap, sigma**2)
+        noise[name] = -sigma * process.space.heat_score(gap, sigma**2)
+    if frames.weight is not None and company.weight is not None:
+        log_weight = log_weight + torch.cat([frames.weight[:, None], company.weight], 1).flatten().log()
+    if fisher is not None:
+        fisher = {n: repeated(f) if f.dim() == state[n].dim() else f for n, f in fisher.items()}
+    targets = blend(model, candidates, Noised(state, noise, noise), times, fisher)
+    share = torch.softmax(log_weight.view(-1, count), 1).flatten()
+    return {n: (share.to(x).view(-1, *(1,) * (x.dim() - 1)) * x).unflatten(0, (-1, count)).sum(1) for n, x in targets.items()}
+
+
 def denoising_loss(
-    model: ScoreModel, frames: Frames, descriptor: Descriptor, t: Tensor, rng: torch.Generator, *, fisher: Tangent | None = None
-) -> dict[str, Tensor]:
+    model: ScoreModel, frames: Frames, descriptor: Descriptor, t: Tensor, rng: torch.Generator, *,
+    fisher: Tangent | None = None, company: Frames | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Likelihood-weighted squared error of the noise, and the misfit of its predicted variance, per frame.
 
-    ``t`` (B,) in (0, 1]. Returns scalars ``noise`` (its integral over uniform t is the Kullback-Leibler divergence of the
-    paths up to a constant, in nats) and ``spread`` (normal negative log-likelihood of the remaining noise; the mean is
-    held fixed in it, so it trains the variance only).
+    ``t`` (B,) in (0, 1]. ``company``: more frames for the targets, see :func:`averaged`. Returns scalars ``noise`` (its
+    integral over uniform t is the Kullback-Leibler divergence of the paths up to a constant, in nats) and ``spread`` (normal
+    negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
     """
     noised = model.process.noise(frames.state, t, rng)
-    target = blend(model, frames, noised, t, fisher)
+    target = blend(model, frames, noised, t, fisher) if company is None else averaged(model, frames, company, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)
     error, misfit = torch.zeros_like(t), torch.zeros_like(t)
     for name, process in model.process.items():

@@ -24,13 +24,16 @@ class Systems:
     """:class:`Denoising` on several systems as an objective, all of the same weight.
 
     Systems on one slab, which differ in their lone adsorbate atom or in their conditions alone, are trained on together. Each
-    step takes ``together`` such groups at random and shares the batch among them. Raises IncompatibleError for no systems, for
-    frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of one system only.
+    step takes ``together`` such groups at random and shares the batch among them; ``company`` further frames of its system help
+    every frame to its target (:func:`.losses.averaged`), which pays where states have few dimensions. Raises IncompatibleError
+    for no systems, for frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of
+    one system only.
     """
 
     systems: Sequence[tuple[Descriptor, Frames]]
     together: int = 8
     spread_weight: float = 0.1
+    company: int = 0
     parts: list[Denoising] = field(init=False, repr=False)
     groups: list[list[int]] = field(init=False, repr=False)
 
@@ -54,13 +57,10 @@ class Systems:
         """Of ``size`` frames, each of a system of the group drawn at random."""
         which = torch.randint(len(group), (size,), generator=order).sort().values
         counts = torch.bincount(which, minlength=len(group)).tolist()
-        taken = [
-            self.parts[k].frames.take(torch.randint(len(self.parts[k].frames), (count,), generator=order))
-            for k, count in zip(group, counts, strict=True)
-        ]
-        frames, descriptor = join_frames(taken), self._descriptor(group, which)
-        fisher = self._fisher(group, which)
-        return denoising_loss(_bound(model, descriptor), frames, descriptor, stratified_times(size, order), noise, fisher=fisher)
+        drawn = [(self.parts[k].frames, count) for k, count in zip(group, counts, strict=True)]
+        frames, company = _drawn(drawn, (), order), _drawn(drawn, (self.company,), order) if self.company else None
+        descriptor, fisher, times = self._descriptor(group, which), self._fisher(group, which), stratified_times(size, order)
+        return denoising_loss(_bound(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company)
 
     def _descriptor(self, group: list[int], which: Tensor) -> Descriptor:
         """Of a batch whose row b is of system ``group[which[b]]``."""
@@ -97,6 +97,11 @@ def _slab(descriptor: Descriptor) -> tuple:
     cell = () if reference.cell is None else tuple(reference.cell.flatten().tolist())
     tables = (descriptor.node[same], descriptor.pair, descriptor.bonds, descriptor.mobile, descriptor.pbc, reference.positions[0, same])
     return descriptor.schema, len(descriptor.conditions), side, cell, *(tuple(x.flatten().tolist()) for x in tables)
+
+
+def _drawn(counts: list[tuple[Frames, int]], more: tuple[int, ...], order: torch.Generator) -> Frames:
+    """(count, *more) frames at random of each, one after the other."""
+    return join_frames([frames.take(torch.randint(len(frames), (count, *more), generator=order)) for frames, count in counts])
 
 
 def _bound(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:

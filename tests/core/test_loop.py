@@ -29,7 +29,7 @@ from dig_core.training import losses as losses_module
 from dig_core.training.draws import reweighted_frames
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig, optimise
-from dig_core.training.losses import Denoising, Frames, blend, denoising_loss, fisher_information
+from dig_core.training.losses import Denoising, Frames, averaged, blend, denoising_loss, fisher_information
 from dig_core.types import Geometry
 
 PROCESS = Joint(flat=Diffusion(Euclidean(2), LogSNR(6.0, -6.0)), turn=Diffusion(Torus(1), Geometric(0.05, 3.5)))
@@ -108,6 +108,33 @@ def test_exact_variance_minimises_the_spread_loss(component, factor):
     data = frames(20_000, 3, dtype=torch.float64)
     altered = Altered(spread=lambda name, x: factor * x if name == component else x)
     assert losses(altered, data)["spread"] > losses(EXACT, data)["spread"]
+
+
+@pytest.mark.parametrize("blended", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_company_leaves_the_mean_of_the_target_and_takes_its_noise(blended, weighted):
+    """Targets averaged over company are those of the exact noise, whatever they are multiplied with, and nearer to it than one frame's."""
+    n, others = 4000, 24
+    data = frames(n * (1 + others), 3, dtype=torch.float64)
+    weight = 0.5 + torch.rand(n * (1 + others), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    own = data.take(torch.arange(n))
+    rest = data.take(torch.arange(n, n * (1 + others)).view(n, others))
+    if weighted:
+        own, rest = replace(own, weight=weight[:n]), replace(rest, weight=weight[n:].view(n, others))
+    fisher = fisher_information(data.force) if blended else None
+    t = times(n)
+    noised = PROCESS.noise(own.state, t, torch.Generator().manual_seed(5))
+    exact = EXACT.moments(noised.state, t, WATER).noise
+    alone = blend(EXACT, own, noised, t, fisher)
+    found = averaged(EXACT, own, rest, noised, t, fisher)
+    factor = own.weight if weighted else torch.ones(n, dtype=torch.float64)
+    for name, x in exact.items():
+        for probe in (torch.ones_like(x), x, noised.state[name], torch.sin(noised.state[name])):
+            left = ((found[name] - x) * probe).sum(1) * factor
+            assert abs(float(left.mean())) < 4 * float(left.std()) / math.sqrt(n), name
+        # Where there is little noise a state can only have come from its own frame.
+        noisy = t > 0.5
+        assert float((found[name] - x)[noisy].square().mean()) < 0.35 * float((alone[name] - x)[noisy].square().mean())
 
 
 def test_spread_loss_does_not_move_the_mean():

@@ -13,7 +13,7 @@ from ase.build import fcc111
 
 from dig_core.dig import DiG
 from dig_core.errors import CheckpointError, IncompatibleError, UnsupportedError
-from dig_plugins.ase.adsorption import SiteSurface, fit_adsorption, sample_adsorption
+from dig_plugins.ase.adsorption import SiteSurface, find_sites, fit_adsorption, grid_search, sample_adsorption
 from dig_plugins.ase.adsorption.training import untrained
 
 SLAB = fcc111("Pt", (2, 2, 3), a=3.98, vacuum=8)
@@ -63,3 +63,26 @@ def test_what_cannot_be_had_is_refused_by_name():
         sample_adsorption(SLAB, "F", "adsorb-general")
     with pytest.raises(UnsupportedError, match="Mo in the slab"):
         sample_adsorption(fcc111("Mo", (2, 2, 3), a=4.0, vacuum=8), "O", "adsorb-general")
+
+
+@pytest.mark.parametrize("guest", ["H", "O"])
+def test_found_sites_are_the_minima_of_the_surface(guest):
+    """From the shipped model, without an energy; then relaxed with one, for fewer calls than a grid search makes."""
+    surface = SiteSurface.from_table("Cu", guest)
+    slab = fcc111("Cu", (2, 2, 4), a=float(np.linalg.norm(surface.vectors[0])) * math.sqrt(2), vacuum=8)
+    found = find_sites(slab, guest, "adsorb-fcc111", n=100, seed=1)
+    assert sum(site.probability for site in found) == pytest.approx(1, abs=0.03)
+    on = surface.on(slab)
+    names = [list(on.populations(300.0))[int(on.nearest_site(on.fractions(site.position[None]))[0])] for site in found]
+    assert set(names[:2]) == {"fcc", "hcp"}
+    reference = grid_search(slab, guest, on.calculator())
+    report = found.compare(reference, tol=0.2, baselines=())
+    assert report.coverage_at_k == 1 and report.precision > 0.9 and report.rmsd < 0.1
+    relaxed = found.relax(on.calculator(), fmax=0.02)
+    assert relaxed.n_calls < reference.n_calls / 5
+    assert relaxed.compare(reference, tol=0.05, baselines=()).coverage == 1
+
+
+def test_what_a_search_cannot_use_is_refused():
+    with pytest.raises(IncompatibleError, match="width"):
+        find_sites(SLAB, "H", "adsorb-fcc111", width=2.0)

@@ -21,6 +21,7 @@ _HOME = {
     "calculator_named": "run",
     "describe_adsorption": "describe",
     "enumerate_sites": "mesh",
+    "find_sites": "search",
     "fit_adsorption": "training",
     "fit_systems": "many",
     "grid_search": "grid",

@@ -15,10 +15,8 @@ from dig_core.montecarlo.analysis import effective_sample_size, largest_weight_s
 
 from .anomaly import anomalies
 from .frame import SlabFrame, slab_frame
-from .grid import relaxed_sites
 from .maps import SurfaceMap, kt_slope
 from .plane import nearest
-from .relax import Counted, relax
 from .sites import SiteSet
 from .symmetry import operations, primitive_lattice
 
@@ -188,19 +186,7 @@ class AdsorptionEnsemble:
 
     def relax(self, calculator, n: int = 5, *, fmax: float = 0.02, steps: int = 200, log=None) -> SiteSet:
         """Relax the ``n`` most probable sites, each from its own sample: energies, minima and saddles, calls and anomalies."""
-        counted = Counted(calculator)
-        clean = relax(self.slab, counted, fmax=fmax, steps=steps)
-        if clean is None:
-            raise StateError(
-                f"the clean slab has no energy: {counted.reason} Check the calculator's elements and settings."
-            )
-        chosen = self.sites().sites[:n]
-        guests = self.template.numbers[list(self.adsorbate)]
-        starts = [clean.atoms + Atoms(guests, positions=site.positions) for site in chosen]
-        return relaxed_sites(
-            starts, clean, self.frame, counted, anchor=0, fmax=fmax, steps=steps, log=log, shares=[s.probability for s in chosen],
-            source=f"{len(starts)} relaxed samples of {self.source}",
-        )  # fmt: skip
+        return self.sites().relax(calculator, n, fmax=fmax, steps=steps, log=log)
 
     def summary(self) -> str:
         """What was drawn and kept out, and the sites by the model's own weights, reweighted and corrected, each under its name."""

@@ -69,7 +69,8 @@ def adsorb(
 
 
 def calculator_named(name: str):
-    """An ASE calculator: ``"chgnet"`` (r2SCAN weights, which its wheel ships), ``"emt"`` (smoke tests only), or ``"module:Class"``.
+    """An ASE calculator: ``"chgnet"`` (r2SCAN) or ``"sevennet"`` (SevenNet-0), both with the weights that their wheels ship, ``"emt"``
+    (smoke tests only), or ``"module:Class"``.
 
     ``Class`` is anything in that module (which Python must find: see PYTHONPATH) that makes a calculator when it is called
     without arguments.
@@ -82,6 +83,12 @@ def calculator_named(name: str):
         from ase.calculators.emt import EMT
 
         return EMT()
+    if name == "sevennet":
+        try:
+            from sevenn.calculator import SevenNetCalculator
+        except ModuleNotFoundError as error:
+            raise ImportError(f"the calculator sevennet needs {error.name}: pip install sevenn.") from error
+        return SevenNetCalculator("7net-0", device="cpu")
     if name == "chgnet":
         try:
             from chgnet.model import CHGNet
@@ -91,7 +98,7 @@ def calculator_named(name: str):
         return CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
     module, colon, kind = name.partition(":")
     if not (module and colon and kind):
-        raise IncompatibleError(f"expected a calculator as emt, chgnet or module:Class, got {name!r}.")
+        raise IncompatibleError(f"expected a calculator as emt, chgnet, sevennet or module:Class, got {name!r}.")
     make = getattr(importlib.import_module(module), kind, None)
     if not callable(make):
         raise IncompatibleError(f"the module {module} has no class or function {kind}: expected one that makes a calculator.")

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.io import write
 
-from dig_core.errors import IncompatibleError
+from dig_core.errors import IncompatibleError, StateError
 from dig_core.files import write_atomically
 
 from .frame import SlabFrame, slab_frame
@@ -165,6 +165,29 @@ class SiteSet:
         from .coverage import compare
 
         return compare(self, reference, tol=tol, window=window, top_k=top_k, baselines=baselines, seed=seed)
+
+    def relax(self, calculator, n: int | None = None, *, fmax: float = 0.02, steps: int = 200, log=None) -> SiteSet:
+        """The ``n`` most probable sites (all if None; of symmetric copies one), relaxed: energies, minima and saddles, calls, anomalies.
+
+        ``calculator``: any ASE calculator; ``fmax`` eV/Angstrom and ``steps`` of BFGS; ``log``: text stream that gets a line a site.
+        Raises StateError where the calculator fails on the clean slab, IncompatibleError for sites without positions.
+        """
+        from .coverage import merged
+        from .grid import relaxed_sites
+        from .relax import Counted, relax
+
+        chosen = merged(self)[:n]
+        if any(site.positions is None for site in chosen):
+            raise IncompatibleError("only sites with positions can be relaxed: those of an ensemble, or of a grid search.")
+        counted = Counted(calculator)
+        clean = relax(self.slab, counted, fmax=fmax, steps=steps)
+        if clean is None:
+            raise StateError(f"the clean slab has no energy: {counted.reason} Check the calculator's elements and settings.")
+        starts = [clean.atoms + Atoms(self.numbers, positions=site.positions) for site in chosen]
+        return relaxed_sites(
+            starts, clean, self.frame, counted, anchor=0, fmax=fmax, steps=steps, log=log, shares=[s.probability for s in chosen],
+            source=f"{len(starts)} relaxed sites of {self.source}",
+        )  # fmt: skip
 
     def write(self, path: str | Path) -> None:
         """``.json`` holds everything; ``.extxyz``, ``.traj`` one image a site. Raises IncompatibleError for other names."""

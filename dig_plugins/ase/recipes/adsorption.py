@@ -102,11 +102,13 @@ def _table_laws(metal: str, guest: str) -> Iterator[tuple[SiteSurface, Descripto
     yield from ((surface, at_temperature(system, t), t) for t in TEMPERATURES)
 
 
-def train(systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, width: int = 64, batch: int = 192, seed: int = 1) -> DiG:
+def train(
+    systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, width: int = 64, batch: int = 192, company: int = 0, seed: int = 1
+) -> DiG:
     """A network of these systems, trained for ``steps``; checkpoints in ``out``."""
     dig = fresh(at_temperature(systems[0][0], 300.0), width=width, seed=seed)
     config = LoopConfig(steps=steps, batch=batch, rate=2e-3, warmup=200, average=0.998, every=500, seed=seed)
-    result = optimise(dig.model.requires_grad_(True), Systems(systems, together=4), config, directory=out)
+    result = optimise(dig.model.requires_grad_(True), Systems(systems, together=4, company=company), config, directory=out)
     return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
 
 
@@ -149,7 +151,8 @@ def main() -> None:
     else:
         systems = table_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
-    dig = train(systems, given.out, given.steps, width=64 if given.model == "general" else 48, seed=given.seed)
+    size = {"width": 64, "company": 16} if given.model == "general" else {"width": 48}
+    dig = train(systems, given.out, given.steps, seed=given.seed, **size)
     dig = dataclasses.replace(dig, card=_card(given.model, given.steps, len(systems)))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 

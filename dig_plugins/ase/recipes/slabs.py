@@ -38,13 +38,14 @@ def _recipe(name: str) -> SlabRecipe:
 
 
 _NAMES = [
-    *(f"{m}-fcc111" for m in ("Cu", "Ag", "Ni", "Pd", "Pt", "Rh", "Au", "Al")),
+    *(f"{m}-fcc111" for m in ("Cu", "Ag", "Ni", "Pd", "Pt", "Rh", "Au", "Al", "Ir")),
     *(f"{m}-fcc100" for m in ("Cu", "Ag", "Ni", "Pd")),
     *(f"{m}-fcc110" for m in ("Cu", "Ni", "Pd", "Pt", "Ag")),
     "Cu3Pt-fcc111", "Pd3Ag-fcc111", "Ni3Au-fcc111", "Ni-fcc211", "Pd-fcc211", "Rh-fcc211", "Ru-hcp0001", "Fe-bcc110", "W-bcc110",
-    "Pt-fcc100", "Rh-fcc100",
+    "Pt-fcc100", "Rh-fcc100", "Ir-fcc100", "Ag-fcc211", "Mo-bcc110", "Ta-bcc110", "Ti-hcp0001", "Co-hcp0001",
 ]  # fmt: skip
-MOLECULAR = {*(n for n in _NAMES if n.endswith(("fcc111", "fcc100")) and "3" not in n), "Cu3Pt-fcc111", "Ni-fcc211"}
+_STEPS = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211"}
+MOLECULAR = {*(n for n in _NAMES if n.endswith(("fcc111", "fcc100")) and "3" not in n), "Cu3Pt-fcc111", *_STEPS}
 """Slabs on which molecules are labelled too: they take many more labels than atoms."""
 
 SLABS = {name: _recipe(name) for name in _NAMES}
