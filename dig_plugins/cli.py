@@ -73,7 +73,7 @@ def adsorb(
     model: Annotated[str, typer.Option(help="A shipped model, or a checkpoint.")] = "adsorb-general",
     temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
     n: Annotated[int, typer.Option("-n", help="Number of structures.")] = 1000,
-    calculator: Annotated[Optional[str], typer.Option(help="chgnet, emt (smoke tests only) or module:Class.")] = None,  # noqa: UP045
+    calculator: Annotated[Optional[str], typer.Option(help="chgnet, sevennet, emt (smoke tests only) or module:Class.")] = None,  # noqa: UP045
     correct: Annotated[Optional[str], typer.Option(help="reweight or mc: exact for the calculator's energy.")] = None,  # noqa: UP045
     yielding: Annotated[bool, typer.Option(help="Let slab atoms move that no FixAtoms holds.")] = False,
     unseen: Annotated[bool, typer.Option(help="Take the model's guess for what it was not trained on.")] = False,

@@ -1,11 +1,10 @@
-"""Hydrogen on Pt(111): build a slab, sample it, make the ensemble exact, map it, list the sites and relax the best of them.
+"""Hydrogen on Pt(111): build a slab, sample it, make the ensemble exact, map it, find the sites and relax them.
 
 python examples/adsorption.py [--fast]       # no download, no GPU
 
 The energy here is in closed form (SiteSurface, a DFT table), so that populations can be compared with quadrature. Any ASE
 calculator takes its place, over any slab; with CHGNet (pip install chgnet):
-    from chgnet.model.dynamics import CHGNetCalculator
-    energy, model = CHGNetCalculator(use_device="cpu"), "adsorb-general"
+    energy, model = calculator_named("chgnet"), "adsorb-general"       # or "sevennet"
 """
 
 import argparse
@@ -18,7 +17,7 @@ from ase.build import fcc111
 from ase.constraints import FixAtoms
 from matplotlib.figure import Figure
 
-from dig_plugins.ase.adsorption import SiteSurface, fit_adsorption, sample_adsorption
+from dig_plugins.ase.adsorption import SiteSurface, find_sites, fit_adsorption, sample_adsorption
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--fast", action="store_true", help="the shipped model as it is, and fewer samples")
@@ -55,9 +54,10 @@ figure = Figure(figsize=(5, 4), layout="constrained")
 ensemble.plot(figure.add_subplot(), title="H on Pt(111), 300 K")
 figure.savefig(out / "h-on-pt.png", dpi=150)
 
-# The best sites, relaxed each from its own sample, told apart into minima and saddles; energies against the clean slab.
-relaxed = ensemble.relax(energy, n=2 if fast else 4)
-print(relaxed.to_markdown())
+# Sites are where the learned density has its maxima, for which no energy is asked; relaxed, minima and saddles are told apart.
+sites = find_sites(slab, "H", model, n=100 if fast else 400, seed=1, unseen=True)
+print(sites.to_markdown())
+print(sites.relax(energy, 2 if fast else None).to_markdown())
 
 # Everything in one file: ase gui opens it, AdsorptionEnsemble.read reads it.
 ensemble.write(out / "h-on-pt.extxyz")

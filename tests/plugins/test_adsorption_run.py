@@ -124,9 +124,10 @@ def test_bad_inputs_are_one_line_and_code_2(arguments, words, call, tmp_path):
 def test_calculators_by_name(monkeypatch):
     assert isinstance(calculator_named("emt"), EMT)
     assert isinstance(calculator_named("ase.calculators.emt:EMT"), EMT)
-    monkeypatch.setitem(sys.modules, "chgnet", None)
-    with pytest.raises(ImportError, match="pip install chgnet"):
-        calculator_named("chgnet")
+    for name, package in (("chgnet", "chgnet"), ("sevennet", "sevenn")):
+        monkeypatch.setitem(sys.modules, f"{package}.{'model' if name == 'chgnet' else 'calculator'}", None)
+        with pytest.raises(ImportError, match=f"pip install {package}"):
+            calculator_named(name)
     with pytest.raises(ImportError):
         calculator_named("no_such_module:Class")
     with pytest.raises(IncompatibleError, match="module:Class"):

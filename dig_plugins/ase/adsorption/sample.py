@@ -146,5 +146,6 @@ def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, ba
 
 
 def _name(calculator) -> str:
-    name = getattr(calculator, "name", None)
-    return name if isinstance(name, str) and name else type(calculator).__name__
+    """As its authors spell it: ASE's own ``name`` is in lower case."""
+    kind = type(calculator).__name__
+    return kind.removesuffix("Calculator") or kind
