@@ -133,14 +133,16 @@ def denoising_loss(
 class Denoising:
     """Denoising score matching on ``frames`` as an :class:`Objective`.
 
-    ``blended`` uses forces where the frames have them; ``spread_weight`` multiplies the variance loss. Raises
-    IncompatibleError for fewer than 2 frames, for frames that are not finite and for negative weights.
+    ``blended`` uses forces where the frames have them; ``spread_weight`` multiplies the variance loss; ``company`` further frames
+    help every frame to its target (:func:`averaged`), which pays where states have few dimensions. Raises IncompatibleError for
+    fewer than 2 frames, for frames that are not finite and for negative weights.
     """
 
     frames: Frames
     descriptor: Descriptor
     blended: bool = True
     spread_weight: float = 0.1
+    company: int = 0
 
     def __post_init__(self):
         if len(self.frames) < 2:
@@ -154,7 +156,11 @@ class Denoising:
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(self.frames), (batch,), generator=order)
         times = stratified_times(batch, order)
-        loss = denoising_loss(model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher)
+        others = torch.randint(len(self.frames), (batch, self.company), generator=order) if self.company else None
+        company = None if others is None else self.frames.take(others)
+        loss = denoising_loss(
+            model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher, company=company
+        )
         return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:

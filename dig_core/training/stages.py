@@ -33,17 +33,18 @@ _HOT, _RELAXING = 0.3, 40
 
 @dataclass(frozen=True)
 class Denoise:
-    """Stage: denoising score matching on the frames at hand, blended with their forces where they have them."""
+    """Stage: denoising score matching on the frames at hand, blended with their forces; ``company`` as of :class:`Denoising`."""
 
     config: LoopConfig = LoopConfig()
     blended: bool = True
+    company: int = 0
     name: str = field(default="denoise", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
         """The model trained on ``progress.frames``."""
         if progress.frames is None:
             raise IncompatibleError("this stage needs frames: pass frames= to fit, or anneal first.")
-        objective = Denoising(progress.frames, progress.dig.descriptor, self.blended)
+        objective = Denoising(progress.frames, progress.dig.descriptor, self.blended, company=self.company)
         found = train(progress, objective, self.config, task, self.name)
         row = {"stage": self.name, "frames": len(progress.frames), **_last(found)}
         return dataclasses.replace(progress, history=[*progress.history, row], finished=found.finished)
@@ -55,13 +56,14 @@ class Reweight:
 
     A model that is roughly right makes more independent frames this way in a minute than MD in an hour. Where the draws are
     worth fewer than ``least`` frames, which a network would learn by heart, Langevin steps of each make as many, and the
-    frames at hand are kept beside them.
+    frames at hand are kept beside them. ``company`` as of :class:`Denoising`.
     """
 
     draws: int = 400_000
     rounds: int = 1
     config: LoopConfig = LoopConfig()
     least: int = 0
+    company: int = 0
     name: str = field(default="reweight", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
@@ -84,7 +86,8 @@ class Reweight:
         if len(frames) < self.least:
             frames, spent = spread_out(progress.dig, task.needed_energy(), frames, self.least, task.seed + 2000)
             frames = frames if progress.frames is None else join_frames([progress.frames, frames])
-        found = train(progress, Denoising(frames, progress.dig.descriptor), self.config, task, self.name)
+        objective = Denoising(frames, progress.dig.descriptor, company=self.company)
+        found = train(progress, objective, self.config, task, self.name)
         row = {"stage": self.name, "frames": len(frames), "ess": shares, **_last(found)}
         return dataclasses.replace(
             progress,

@@ -30,6 +30,7 @@ from dig_core.training.draws import reweighted_frames
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames, averaged, blend, denoising_loss, fisher_information
+from dig_core.training.stages import Denoise
 from dig_core.types import Geometry
 
 PROCESS = Joint(flat=Diffusion(Euclidean(2), LogSNR(6.0, -6.0)), turn=Diffusion(Torus(1), Geometric(0.05, 3.5)))
@@ -135,6 +136,16 @@ def test_company_leaves_the_mean_of_the_target_and_takes_its_noise(blended, weig
         # Where there is little noise a state can only have come from its own frame.
         noisy = t > 0.5
         assert float((found[name] - x)[noisy].square().mean()) < 0.35 * float((alone[name] - x)[noisy].square().mean())
+
+
+def test_company_is_what_denoising_and_its_stage_say():
+    """The exact moments have a smaller loss in company: what is left of it is not theirs."""
+    losses = [
+        float(Denoising(TRAINING, WATER, company=k)(EXACT, 2000, *(torch.Generator().manual_seed(s) for s in (1, 2)))["noise"])
+        for k in (0, 32)
+    ]
+    assert losses[1] < 0.8 * losses[0]
+    assert Denoise(CONFIG, company=3).company == 3
 
 
 def test_spread_loss_does_not_move_the_mean():

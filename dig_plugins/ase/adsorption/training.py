@@ -36,6 +36,7 @@ from .describe import place_and_describe
 
 __all__ = ["fit_adsorption", "fresh", "untrained"]
 
+_COMPANY = 16  # frames that help another to its target: an adsorbate has few dimensions
 _VISITS = 130  # evaluations a walker of a population: about ten rungs of six moves, and the harvest
 
 
@@ -132,13 +133,14 @@ def _stages(fresh: bool, data: bool, energy: bool, evaluations: int, steps: int)
         return LoopConfig(steps=count, batch=256, rate=rate, warmup=min(100, some), average=0.995, every=some)
 
     if not energy:
-        return [Denoise(loop(1.0))]
+        return [Denoise(loop(1.0), company=_COMPANY)]
     if data:
-        return [Denoise(loop(0.4)), Reweight(evaluations // 2, 1, loop(0.6))]
+        return [Denoise(loop(0.4), company=_COMPANY), Reweight(evaluations // 2, 1, loop(0.6), company=_COMPANY)]
     if fresh:
         walkers = max(64, int(0.6 * evaluations / _VISITS))
-        return [Population(walkers, moves=6, harvest=40, stride=20), Denoise(loop(0.5)), Reweight(int(0.35 * evaluations), 1, loop(0.5))]
-    return [Reweight(int(0.3 * evaluations), 1, loop(0.4)), Reweight(int(0.6 * evaluations), 1, loop(0.6))]
+        population = Population(walkers, moves=6, harvest=40, stride=20)
+        return [population, Denoise(loop(0.5), company=_COMPANY), Reweight(int(0.35 * evaluations), 1, loop(0.5), company=_COMPANY)]
+    return [Reweight(int(share * evaluations), 1, loop(part), company=_COMPANY) for share, part in ((0.3, 0.4), (0.6, 0.6))]
 
 
 def _data(dig: DiG, images: list[Atoms], template: Atoms) -> Frames:
