@@ -112,35 +112,35 @@ def guard(options: Options) -> tuple[list[Figure], list[Table]]:
 
 
 def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
-    """Held-out metals, the model trained on with the energy alone: H, which is in several sites at once, and O."""
+    """H, which is in several sites at once, on metals never trained on: the model trained on with the energy alone."""
     rows, seeds = [], range(1, options.size(SEEDS, 1) + 1)
     for metal, dig in _folds().items():
-        for guest in ("H", "O"):
-            slab, surface = _slab(metal, guest)
-            for seed in seeds if (metal, guest) == ("Pt", "H") else [options.seed]:
-                fitted = fit_adsorption(
-                    slab, guest, surface.calculator(), dig, temperature=TEMPERATURE, evaluations=options.size(16_000, 400),
-                    steps=options.size(600, 20), seed=seed, progress=False,
-                )  # fmt: skip
-                n = options.size(30_000, 100)
-                found = sample_adsorption(slab, guest, fitted.dig, n=n, seed=seed + 100, energy=surface.calculator(), unseen=True)
-                maps, weighted, true = _maps(found, surface)
-                ess = weighted.effective_sample_size()
-                tv, slope = [m.total_variation(true) for m in maps], maps[0].slope(true, TEMPERATURE)
-                rows.append([f"{guest}/{metal}(111), seed {seed}", *(round(x, 3) for x in (*tv, slope, ess / n)), fitted.evaluations])
+        slab, surface = _slab(metal, "H")
+        for seed in seeds if metal == "Pt" else [options.seed]:
+            fitted = fit_adsorption(
+                slab, "H", surface.calculator(), dig, temperature=TEMPERATURE, evaluations=options.size(12_000, 400),
+                steps=options.size(500, 20), seed=seed, progress=False,
+            )  # fmt: skip
+            n = options.size(30_000, 100)
+            found = sample_adsorption(slab, "H", fitted.dig, n=n, seed=seed + 100, energy=surface.calculator(), unseen=True)
+            maps, weighted, true = _maps(found, surface)
+            ess = weighted.effective_sample_size()
+            # What a histogram of as many independent samples, each counted at its symmetric places, would be off by itself.
+            floor = true.noise(ess * len(found.operations))
+            tv, slope = [m.total_variation(true) for m in maps], maps[0].slope(true, TEMPERATURE)
+            rows.append([f"H/{metal}(111), seed {seed}", *(round(x, 3) for x in (*tv, floor, slope, ess / n)), fitted.evaluations])
     if not rows:
         return [], []
     values = np.array([row[1:5] for row in rows], dtype=float)
-    note = f"{len(rows)} trainings of held-out models on H and O, each with {rows[0][-1]} energy evaluations; H/Pt with {len(seeds)} seeds."
+    note = f"{len(rows)} trainings of held-out models on H, {rows[0][-1]} energy evaluations each; Pt with {len(seeds)} seeds."
     figures = [
         Figure("total variation, metal never trained on, trained on with its energy and reweighted", float(values[:, 1].mean()), floor=0.03,
-               aim=0.01, higher=False,
-               compared="raw before: above", note=f"{note} Worst {values[:, 1].max():.3f}; raw {values[:, 0].mean():.3f}."),
-        Figure("slope of -kT log p(x, y) against E, the same, its largest distance from 1", float(np.abs(values[:, 2] - 1).max()),
-               floor=0.1,
-               aim=0.03, higher=False, note=f"Mean slope {values[:, 2].mean():.3f}."),
+               aim=0.01, higher=False, compared=f"exact samples, as many: {values[:, 2].mean():.3f}",
+               note=f"{note} Worst {values[:, 1].max():.3f}; raw {values[:, 0].mean():.3f}."),
+        Figure("slope of -kT log p(x, y) against E, the same, its largest distance from 1", float(np.abs(values[:, 3] - 1).max()), floor=0.1,
+               aim=0.03, higher=False, note=f"Mean slope {values[:, 3].mean():.3f}."),
     ]  # fmt: skip
-    header = ["system", "TV raw", "TV reweighted", "slope", "raw ESS", "energy evaluations"]
+    header = ["system", "TV raw", "TV reweighted", "TV of exact samples", "slope", "raw ESS", "energy evaluations"]
     return figures, [Table("Held-out metals, 300 K, trained on with the energy", header, rows)]
 
 

@@ -18,7 +18,7 @@ from .frame import SlabFrame, slab_frame
 from .maps import SurfaceMap, kt_slope
 from .plane import nearest
 from .sites import SiteSet
-from .symmetry import operations, primitive_lattice
+from .symmetry import Operation, operations, primitive_lattice
 
 __all__ = ["AdsorptionEnsemble"]
 
@@ -92,6 +92,11 @@ class AdsorptionEnsemble:
     def lattice(self) -> np.ndarray:
         """(2, 2) Angstrom, the surface's primitive vectors."""
         return primitive_lattice(self.slab, self.frame)
+
+    @cached_property
+    def operations(self) -> list[Operation]:
+        """Rotations and mirrors of the surface."""
+        return operations(self.slab, self.frame, lattice=self.lattice)
 
     @property
     def used(self) -> np.ndarray:
@@ -167,7 +172,7 @@ class AdsorptionEnsemble:
         lattice = self.lattice if cell == "primitive" else self.frame.lattice
         xy, weights = self.xy, self.weights
         if symmetrize:
-            moves = operations(self.slab, self.frame, lattice=self.lattice)
+            moves = self.operations
             xy, weights = np.concatenate([move(xy) for move in moves]), np.tile(weights, len(moves))
         return SurfaceMap.from_samples(xy, lattice, weights=weights, grid=tuple(grid), smooth=smooth)
 
