@@ -137,8 +137,8 @@ def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
         Figure("total variation, metal never trained on, trained on with its energy and reweighted", float(values[:, 1].mean()), floor=0.03,
                aim=0.01, higher=False, compared=f"exact samples, as many: {values[:, 2].mean():.3f}",
                note=f"{note} Worst {values[:, 1].max():.3f}; raw {values[:, 0].mean():.3f}."),
-        Figure("slope of -kT log p(x, y) against E, the same, its largest distance from 1", float(np.abs(values[:, 3] - 1).max()), floor=0.1,
-               aim=0.03, higher=False, note=f"Mean slope {values[:, 3].mean():.3f}."),
+        Figure("slope of -kT log p(x, y) against E, the same, its largest distance from 1", float(np.abs(values[:, 3] - 1).max()),
+               floor=0.1, aim=0.03, higher=False, note=f"Mean slope {values[:, 3].mean():.3f}."),
     ]  # fmt: skip
     header = ["system", "TV raw", "TV reweighted", "TV of exact samples", "slope", "raw ESS", "energy evaluations"]
     return figures, [Table("Held-out metals, 300 K, trained on with the energy", header, rows)]
