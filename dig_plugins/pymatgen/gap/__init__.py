@@ -1,0 +1,1 @@
+"""Band gaps of carbon crystals as torch functions of the structure: by tight binding, and learned."""
