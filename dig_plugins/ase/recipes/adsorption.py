@@ -1,7 +1,7 @@
 """The recipe of ``adsorb-general`` (any slab, CHGNet r2SCAN) and ``adsorb-fcc111`` (the DFT table of Xu and Kitchin).
 
 python -m dig_plugins.ase.recipes.labels --out runs/adsorb                       # the calculator's labels, once
-python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --steps 9200
+python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --steps 15000
 python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --steps 9700 [--without Pt]
 
 Resumable: run the same command again.
