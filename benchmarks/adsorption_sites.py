@@ -56,7 +56,9 @@ def _scores(options: Options, dig: DiG, kind: str, baselines: tuple[str, ...]) -
     """(name, tolerance, reference, report) of every reference of this kind and seed; baselines beside the last."""
     scores = []
     seeds = range(1, options.size(SEEDS, 1) + 1)
-    for place in sorted((HERE / "results" / "adsorption").glob(f"*{kind}*.json")):
+    for place in sorted((HERE / "results" / "adsorption").glob("*.json")):
+        if kind not in place.stem:
+            continue
         reference, guest = SiteSet.read(place), place.stem.split("-")[-1]
         for seed in seeds:
             found = find_sites(reference.slab, adsorbate(guest), dig, n=options.size(400, 30), seed=seed, unseen=True)
