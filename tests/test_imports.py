@@ -32,7 +32,7 @@ CORE_OPTIONAL = {"pymbar"}
 ENGINES = {
     "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer"},
     "ase": {"ase", "scipy", "matplotlib", "chgnet"},  # scipy and matplotlib come with ase; chgnet labels what the recipes train on
-    "pymatgen": {"pymatgen", "spglib"},
+    "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},
     "models": set(),
