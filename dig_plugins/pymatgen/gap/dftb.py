@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from .slater_koster import SlaterKoster, carbon_table
 __all__ = ["PBE", "Calibration", "TightBindingGap", "check_carbon"]
 
 _ORBITALS = 4
-_NUMBERS = 10_000_000  # of one batch of matrices: bounds the memory, not the number of structures
-_NEGLIGIBLE = 1e-10  # weight below which a point of the zone plays no part in a soft band edge
+_NUMBERS = 10_000_000  # in the matrices of one batch: bounds the memory, not the number of structures
+_NEGLIGIBLE = 1e-7  # share of a level in the gap below which its derivative is left out
 
 
 class Calibration(NamedTuple):
@@ -86,36 +87,29 @@ class TightBindingGap(nn.Module):
         positions, cell = geometry.positions.double(), geometry.cell.double()
         gaps = positions.new_full((len(positions),), torch.nan)
         which = sound(positions, cell, self.table.reach).nonzero()[:, 0]
-        # Atoms x images x orbitals of both matrices, as many as a structure has at carbon's density.
-        share = max(1, _NUMBERS // (2_000 * positions.shape[1]))
-        for rows in which.split(share):
+        for rows in which.split(max(1, _NUMBERS // (100 * (_ORBITALS * positions.shape[1]) ** 2))):
             values, known = self._gaps(positions[rows], cell[rows])
             gaps = gaps.index_copy(0, rows[known], self.calibration(values))
         return gaps
 
     def _gaps(self, positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """(b,) computed gaps and (B,) which of the structures have one."""
+        """Computed gaps of those structures that have one, and (B,) which they are."""
         sums, known = self._sums(positions, cell)
-        with torch.no_grad():
-            points = [grid(self.grid or counts(c, self.spacing)) for c in cell.cpu()]
-            fractions = [p[0].to(cell) for p in points]
-            weights = [p[1].to(cell) for p in points]
-            levels = self._levels(sums, fractions)
-            if self.zoom:
-                fractions, weights, levels = self._search(sums, cell, fractions, weights, levels)
+        divisions = [self.grid or counts(c, self.spacing) for c in cell.detach().cpu()]
+        points = [[part.to(cell) for part in grid(d)] for d in divisions]
+        fractions, weights = [p[0] for p in points], [p[1] for p in points]
+        levels = self._levels(sums, fractions)
+        for halving in range(1, self.zoom + 1):
+            new = [_nearby(f, e, d, 0.5**halving) for f, e, d in zip(fractions, levels, divisions, strict=True)]
+            fractions = [torch.cat(both) for both in zip(fractions, new, strict=True)]
+            levels = [torch.cat(both) for both in zip(levels, self._levels(sums, new), strict=True)]
+            weights = [torch.cat([w, torch.ones(len(f)).to(w)]) for w, f in zip(weights, new, strict=True)]
         known = known & torch.stack([e.isfinite().all() for e in levels])
-        kept = known.nonzero()[:, 0].tolist()
-        sums, fractions, weights, levels = ([part[k] for k in kept] for part in (sums, fractions, weights, levels))
-        if torch.is_grad_enabled() and positions.requires_grad | cell.requires_grad and kept:
-            # Only the points at the band edges take part in the gradient, and need eigenvectors.
-            seen = [self._matter(e, w) for e, w in zip(levels, weights, strict=True)]
-            weights = [w[s] for w, s in zip(weights, seen, strict=True)]
-            levels = self._levels(sums, [f[s] for f, s in zip(fractions, seen, strict=True)])
-        values = [self._gap(e, w) for e, w in zip(levels, weights, strict=True)]
+        values = [self._gap(levels[k], weights[k]) for k in known.nonzero()[:, 0].tolist()]
         return torch.stack(values) if values else positions.new_zeros(0), known
 
-    def _sums(self, positions: Tensor, cell: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """For each structure the images (M, 3) and H, S (M, 2 (4N)^2) of half of the pairs in each; and whether the table covers it."""
+    def _sums(self, positions: Tensor, cell: Tensor) -> tuple[list[_Sum], Tensor]:
+        """The lattice sum of each structure, and (B,) whether the table covers its pairs."""
         n = positions.shape[1]
         found = pairs(positions, cell, self.table.reach, half=True)
         vectors = found.vectors(positions, cell)
@@ -124,50 +118,14 @@ class TightBindingGap(nn.Module):
         known[found.structure[close]] = False
         # Pairs that are too close make their structure unknown; they must not make numbers that are none.
         vectors = torch.where(close[:, None], torch.full_like(vectors, self.table.reach), vectors)
-        blocks = self.table.blocks(vectors)
-        sums = []
         sizes = torch.bincount(found.structure, minlength=len(positions)).tolist()
-        for image, i, j, block in zip(*(part.split(sizes) for part in (found.image, found.first, found.second, blocks)), strict=True):
-            images, m = image.unique(dim=0, return_inverse=True)
-            total = block.new_zeros(len(images) * n * n, 2 * _ORBITALS**2)
-            total = total.index_copy(0, (m * n + i) * n + j, block.flatten(1))
-            sums.append((images, total.view(len(images), -1)))
-        return sums, known
+        parts = (found.first * n + found.second, found.image.to(cell), self.table.blocks(vectors).flatten(1))
+        return [_Sum(n, *one) for one in zip(*(part.split(sizes) for part in parts), strict=True)], known
 
-    def _levels(self, sums: list[tuple[Tensor, Tensor]], points: list[Tensor]) -> list[Tensor]:
+    def _levels(self, sums: list[_Sum], points: list[Tensor]) -> list[Tensor]:
         """Energies (K, 4N) eV, ascending, at ``points`` (K, 3) of each structure; NaN where the overlap is not positive."""
-        n = round((sums[0][1].shape[1] // (2 * _ORBITALS**2)) ** 0.5) if sums else 0
-        size = n * _ORBITALS
-        levels: list[Tensor] = []
-        for (images, total), fractions in zip(sums, points, strict=True):
-            found = []
-            for some in fractions.split(max(1, _NUMBERS // (2 * max(1, size) ** 2))):
-                angle = 2 * torch.pi * (some @ images.to(some).T)
-                both = torch.complex(angle.cos() @ total, angle.sin() @ total)
-                both = both.view(-1, n, n, 2, _ORBITALS, _ORBITALS).permute(3, 0, 1, 4, 2, 5).reshape(2, -1, size, size)
-                h, s = both + both.mH
-                h = h + torch.diag(self.table.onsite.repeat(n))
-                s = s + torch.eye(size).to(s)
-                found.append(_Levels.apply(h, s))
-            levels.append(torch.cat(found))
-        return levels
-
-    def _search(self, sums, cell, fractions, weights, levels):
-        """The same points with those of a search around the band edges added, which halves its step ``zoom`` times."""
-        step = [torch.tensor(self.grid or counts(c, self.spacing)).double().reciprocal() for c in cell.cpu()]
-        for _ in range(self.zoom):
-            step = [s / 2 for s in step]
-            new = []
-            for f, e, s in zip(fractions, levels, step, strict=True):
-                filled = e.shape[1] // 2
-                top, bottom = e[:, filled - 1].nan_to_num(-torch.inf).argmax(), e[:, filled].nan_to_num(torch.inf).argmin()
-                places = [around(f[int(k)], s.to(f)) for k in {int(top), int(bottom)}]
-                new.append(torch.cat(places))
-            fresh = self._levels(sums, new)
-            fractions = [torch.cat(both) for both in zip(fractions, new, strict=True)]
-            levels = [torch.cat(both) for both in zip(levels, fresh, strict=True)]
-            weights = [torch.cat([w, torch.ones(len(f)).to(w)]) for w, f in zip(weights, new, strict=True)]
-        return fractions, weights, levels
+        blocks = torch.cat([one.blocks for one in sums])
+        return list(_Levels.apply(blocks, self.table.onsite, sums, points).split([len(p) for p in points]))
 
     def _shares(self, levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """What each level (K, 2N) counts in the highest filled and in the lowest empty one; both add up to one."""
@@ -175,13 +133,7 @@ class TightBindingGap(nn.Module):
         if not self.temperature:
             return (filled == filled.max()).to(filled), (empty == empty.min()).to(filled)
         size = weights.log()[:, None]
-        return tuple(
-            torch.softmax((size + sign * e / self.temperature).flatten(), 0).view_as(e) for sign, e in ((1, filled), (-1, empty))
-        )
-
-    def _matter(self, levels: Tensor, weights: Tensor) -> Tensor:
-        filled, empty = self._shares(levels, weights)
-        return (filled.sum(1) > _NEGLIGIBLE) | (empty.sum(1) > _NEGLIGIBLE)
+        return tuple(torch.softmax((size + sign * e / self.temperature).flatten(), 0).view_as(e) for sign, e in ((1, filled), (-1, empty)))
 
     def _gap(self, levels: Tensor, weights: Tensor) -> Tensor:
         filled, empty = levels.chunk(2, dim=1)
@@ -195,9 +147,8 @@ def check_carbon(geometry: Geometry, numbers: Tensor | None) -> None:
     """Raises IncompatibleError for a geometry without cells of its own, UnsupportedError if ``numbers`` holds anything but carbon."""
     positions, cell = geometry.positions, geometry.cell
     if cell is None or positions.dim() != 3 or cell.shape != (len(positions), 3, 3):
-        raise IncompatibleError(
-            f"a gap needs crystals (B, N, 3) and cells (B, 3, 3), got {tuple(positions.shape)} and {None if cell is None else tuple(cell.shape)}."
-        )
+        shape = None if cell is None else tuple(cell.shape)
+        raise IncompatibleError(f"a gap needs crystals (B, N, 3) and cells (B, 3, 3), got {tuple(positions.shape)} and {shape}.")
     others = [] if numbers is None else sorted({int(z) for z in torch.as_tensor(numbers).flatten()} - {6})
     if others:
         raise UnsupportedError(
@@ -205,31 +156,72 @@ def check_carbon(geometry: Geometry, numbers: Tensor | None) -> None:
         )
 
 
+class _Sum(NamedTuple):
+    """Half of the pairs of a crystal of ``atoms``: which pair of atoms (E,), lattice vectors between (E, 3), H and S (E, 32)."""
+
+    atoms: int
+    pair: Tensor
+    image: Tensor
+    blocks: Tensor
+
+    def phases(self, points: Tensor) -> Tensor:
+        """(E, K) of the images at ``points`` (K, 3), fractions of the reciprocal vectors."""
+        return torch.polar(torch.ones(()).to(points), 2 * torch.pi * (self.image @ points.T))
+
+    def at(self, points: Tensor) -> Tensor:
+        """(2, K, 4N, 4N) complex: H and S between different orbitals."""
+        n, k, phase = self.atoms, len(points), self.phases(points)
+        total = torch.zeros(n * n, k * self.blocks.shape[1], dtype=phase.dtype, device=phase.device)
+        total.index_add_(0, self.pair, (phase[:, :, None] * self.blocks[:, None]).flatten(1))
+        both = total.view(n, n, k, 2, _ORBITALS, _ORBITALS).permute(3, 2, 0, 4, 1, 5).reshape(2, k, n * _ORBITALS, n * _ORBITALS)
+        return both + both.mH
+
+    def pulled(self, slopes: Tensor, points: Tensor) -> Tensor:
+        """(E, 32): the transpose of :meth:`at`, of Hermitian derivatives (2, K, 4N, 4N) to those of the blocks."""
+        n, k = self.atoms, len(points)
+        parts = slopes.view(2, k, n, _ORBITALS, n, _ORBITALS).permute(2, 4, 1, 0, 3, 5).reshape(n * n, k, -1)[self.pair]
+        return 2 * torch.einsum("ekpc,ekc->ep", torch.view_as_real(parts), torch.view_as_real(self.phases(points)))
+
+
+def _nearby(points: Tensor, levels: Tensor, divisions: Sequence[int], share: float) -> Tensor:
+    """Points around the two band edges, a ``share`` of the grid's step away."""
+    filled = levels.shape[1] // 2
+    edges = levels.detach().nan_to_num(0.0)
+    step = share / torch.tensor(divisions).to(points)
+    places = {int(edges[:, filled - 1].argmax()), int(edges[:, filled].argmin())}
+    return torch.cat([around(points[k], step) for k in sorted(places)])
+
+
 class _Levels(torch.autograd.Function):
-    """Eigenvalues of H c = e S c; their derivative is c* (dH - e dS) c (Hellmann and Feynman)."""
+    """Eigenvalues of H c = e S c at points of each structure; their derivative is c* (dH - e dS) c (Hellmann and Feynman)."""
 
     @staticmethod
-    def forward(ctx, h: Tensor, s: Tensor) -> Tensor:
+    def forward(ctx, blocks: Tensor, onsite: Tensor, sums: list[_Sum], points: list[Tensor]) -> Tensor:
+        h, s = torch.cat([one.at(p) for one, p in zip(sums, points, strict=True)], 1)
+        h.diagonal(dim1=1, dim2=2).add_(onsite.repeat(sums[0].atoms))
+        s.diagonal(dim1=1, dim2=2).add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(s)
-        sick = (failed != 0) | ~factor.abs().sum((1, 2)).isfinite() | ~h.abs().sum((1, 2)).isfinite()
-        identity = torch.eye(h.shape[1]).to(h)
-        factor = torch.where(sick[:, None, None], identity, factor)
-        h = torch.where(sick[:, None, None], identity, h)
+        sick = (failed != 0)[:, None, None]
+        factor = torch.where(sick, torch.eye(h.shape[1]).to(h), factor)
         half = torch.linalg.solve_triangular(factor, h, upper=False)
         plain = torch.linalg.solve_triangular(factor, half.mH, upper=False)
-        if any(ctx.needs_input_grad):
-            values, vectors = torch.linalg.eigh(plain)
-            ctx.save_for_backward(values, torch.linalg.solve_triangular(factor.mH, vectors, upper=True))
-        else:
-            values = torch.linalg.eigvalsh(plain)
-        return values.masked_fill(sick[:, None], torch.nan)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(plain, factor)
+            ctx.sums, ctx.points = sums, points
+        return torch.linalg.eigvalsh(plain).masked_fill(sick[..., 0], torch.nan)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *upstream: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = ctx.saved_tensors
-        (slope,) = upstream
-        # Few levels are at the edges.
-        used = (slope != 0).any(0)
-        values, vectors, slope = values[:, used], vectors[:, :, used], slope[:, used]
-        return (vectors * slope[:, None]) @ vectors.mH, -(vectors * (slope * values)[:, None]) @ vectors.mH
+    def backward(ctx, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        plain, factor = ctx.saved_tensors
+        # Few points and levels are at the edges: only they need eigenvectors.
+        slope = upstream[0] * (upstream[0].abs() > _NEGLIGIBLE)
+        rows, levels = (slope != 0).any(1), (slope != 0).any(0)
+        values, vectors = torch.linalg.eigh(plain[rows])
+        vectors = torch.linalg.solve_triangular(factor[rows].mH, vectors[:, :, levels], upper=True)
+        slope, values = slope[rows][:, levels], values[:, levels]
+        both = torch.stack([(vectors * part[:, None]) @ vectors.mH for part in (slope, -slope * values)])
+        used = rows.split([len(p) for p in ctx.points])
+        shares = both.split([int(u.sum()) for u in used], 1)
+        pulled = [one.pulled(part, p[u]) for one, part, p, u in zip(ctx.sums, shares, ctx.points, used, strict=True)]
+        return torch.cat(pulled), None, None, None

@@ -41,6 +41,6 @@ def grid(divisions: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def around(point: Tensor, step: Tensor) -> Tensor:
-    """(26, 3): ``point`` (3,) moved by -1, 0 or 1 times ``step`` (3,) along each axis, itself left out."""
-    moves = torch.tensor([move for move in itertools.product((-1, 0, 1), repeat=3) if any(move)])
-    return point + moves * step
+    """(14, 3): the faces and corners of the box of half widths ``step`` (3,) about ``point`` (3,)."""
+    moves = [move for move in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, move)) in (1, 3)]
+    return point + torch.tensor(moves).to(point) * step

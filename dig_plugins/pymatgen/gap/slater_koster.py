@@ -86,7 +86,8 @@ def _numbers(line: str) -> list[float]:
 def _spline(values: Tensor) -> Tensor:
     """(n - 1, 4, c) coefficients, per step, of the natural cubic spline through values (n, c) one step apart."""
     n = len(values)
-    system = 4 * torch.eye(n, dtype=values.dtype) + torch.diag(torch.ones(n - 1).to(values), 1) + torch.diag(torch.ones(n - 1).to(values), -1)
+    beside = torch.diag(torch.ones(n - 1).to(values), 1)
+    system = 4 * torch.eye(n).to(values) + beside + beside.T
     system[[0, -1]] = 0
     system[0, 0] = system[-1, -1] = 1
     bend = torch.zeros_like(values)
