@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
 from .random import Streams
 from .sampling.density import flow_log_prob
+from .sampling.guidance import Guidance, Guided
 from .sampling.interpolate import interpolate
 from .sampling.solvers import SOLVERS
 from .score import NoiseScore, ScoreModel
@@ -78,6 +80,10 @@ class DiG:
             raise UnsupportedError(f"a {type(self.model).__name__} serves the system it was trained on: train a model for this one.")
         return replace(self, model=self.model.on(descriptor).eval(), descriptor=descriptor)
 
+    def guided(self, *guidance: Guidance) -> DiG:
+        """This model under conditions (article, eq. 8): its samples and proposals follow them."""
+        return replace(self, model=Guided(self.model, *guidance, coordinates=self.coordinates))
+
     def grid(self, steps: int | None = None) -> Tensor:
         """(K + 1,) even times from 0 to 1; ``steps`` K defaults to the card's. Schedules decide what an even step means."""
         steps = self.card.steps if steps is None else int(steps)
@@ -86,25 +92,40 @@ class DiG:
         return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
     def sample(
-        self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=()
+        self,
+        n: int,
+        *,
+        seed: int,
+        steps: int | None = None,
+        method: str = "ancestral",
+        batch: int = 256,
+        guidance: Guidance | Sequence[Guidance] = (),
     ) -> Samples:
         """``n`` independent structures (B, N, 3) Angstrom; sample i depends on (seed, i) alone.
 
         ``method``: ``"path"`` (ancestral with ``log_q`` for exact weights) or a solver of :mod:`dig_core.sampling.solvers`.
+        ``guidance``: conditions, such as :class:`~dig_core.sampling.guidance.PropertyGuidance`.
         """
         return concatenate(list(self.stream(n, seed=seed, steps=steps, method=method, batch=batch, guidance=guidance)))
 
     def stream(
-        self, n: int, *, seed: int, steps: int | None = None, method: str = "ancestral", batch: int = 256, guidance=(), start: int = 0
+        self,
+        n: int,
+        *,
+        seed: int,
+        steps: int | None = None,
+        method: str = "ancestral",
+        batch: int = 256,
+        guidance: Guidance | Sequence[Guidance] = (),
+        start: int = 0,
     ) -> Iterator[Samples]:
         """The same in batches, with flat memory."""
         if n < 1 or batch < 1:
             raise IncompatibleError(f"expected at least 1 sample, in batches of at least 1, got n = {n} and batch = {batch}.")
         if method != "path" and method not in SOLVERS:
             raise IncompatibleError(f"method must be 'path' or one of {sorted(SOLVERS)}, got {method!r}.")
-        from .sampling.guidance import Guided
-
-        dig = self if not guidance else DiG(Guided(self.model, *guidance), self.coordinates, self.descriptor, self.card)
+        wanted = guidance if isinstance(guidance, Sequence) else (guidance,)
+        dig = self.guided(*wanted) if wanted else self
         for low in range(start, start + n, batch):
             rng = Streams(seed, range(low, min(low + batch, start + n)))
             if method == "path":
@@ -114,13 +135,17 @@ class DiG:
                 yield dig.to_samples(state, None, None, rng)
 
     def to_samples(self, state: State, log_q: Tensor | None, kind: str | None, rng: Streams) -> Samples:
-        """Structures of ``state``; ``log_q`` in the state's measure is carried to Angstrom. Invalid states get log_q = +inf."""
+        """Structures of ``state``; ``log_q`` in the state's measure is carried to Angstrom. Invalid states get log_q = +inf.
+
+        Those of a guided model come with its log-likelihood.
+        """
         valid = self.coordinates.valid(state, self.descriptor)
         geometry = self.coordinates.pose(self.coordinates.decode(state, self.descriptor), rng)
         if log_q is not None:
             log_q = log_q - self.coordinates.log_volume(state, self.descriptor)
             log_q = torch.where(valid, log_q, torch.full_like(log_q, math.inf))
-        return Samples(geometry, state, log_q, valid, kind)
+        likelihood, properties = self.model.likelihood(state, self.descriptor) if isinstance(self.model, Guided) else (None, None)
+        return Samples(geometry, state, log_q, valid, kind, likelihood, properties)
 
     def log_prob(self, geometry: Geometry, *, steps: int | None = None, kind: str = "trace", seed: int = 0) -> LogProb:
         """Log-density by the probability flow (eq. 6), in 1/Angstrom^(3N-3); ``kind``: trace, map or hutchinson."""
@@ -169,8 +194,16 @@ class DiG:
 
 def concatenate(batches: list[Samples]) -> Samples:
     """Batches of Samples as one."""
-    cells = [b.geometry.cell for b in batches if b.geometry.cell is not None]
-    geometry = Geometry(torch.cat([b.geometry.positions for b in batches]), torch.cat(cells) if cells else None)
-    state = {name: torch.cat([b.state[name] for b in batches]) for name in batches[0].state}
-    log_q = None if batches[0].log_q is None else torch.cat([b.known_log_q() for b in batches])
-    return Samples(geometry, state, log_q, torch.cat([b.valid for b in batches]), batches[0].kind)
+    return Samples(*(_joined(list(parts)) for parts in zip(*batches, strict=True)))
+
+
+def _joined(parts: list) -> Any:
+    """Tensors one after the other, in tuples and mappings too; what is no tensor is the first's."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    if isinstance(first, Geometry):
+        return Geometry(*(_joined(list(fields)) for fields in zip(*parts, strict=True)))
+    return first

@@ -43,6 +43,10 @@ class Samples(NamedTuple):
     ``geometry`` B structures; ``state`` the same in the model's coordinates; ``log_q`` (B,) float64, the log-density (or
     log path weight, see ``kind``) in the measure of :class:`LogProb`, None if it was not asked for; ``valid`` (B,) bool,
     False where the state has no structure (a negative bond length, say): such samples have zero weight.
+
+    Of guided samples besides: ``log_likelihood`` (B,) float64, that of the condition given the structure, -inf where a property could not
+    be told; ``properties``, name -> (B,) what was read off the structure, NaN there; ``log_weight`` (B,) float64, which makes samples of
+    guided paths exact for the unguided law times the likelihood. For an energy the weight is -u + log_likelihood - log_q.
     """
 
     geometry: Geometry
@@ -50,6 +54,9 @@ class Samples(NamedTuple):
     log_q: Tensor | None
     valid: Tensor
     kind: str | None = None
+    log_likelihood: Tensor | None = None
+    properties: dict[str, Tensor] | None = None
+    log_weight: Tensor | None = None
 
     def known_log_q(self) -> Tensor:
         """``log_q`` (B,); an error if these samples were drawn without it."""

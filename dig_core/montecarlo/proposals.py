@@ -12,7 +12,8 @@ from ..diffusion.kernels import JointKernel
 from ..errors import IncompatibleError
 from ..random import Streams
 from ..sampling.flow import checked_grid
-from ..score import score_of
+from ..sampling.guidance import Guided
+from ..score import Moments, score_of
 from ..types import Geometry, Samples, State
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class PathProposal:
     all its paths, of which one, no matter which, was the proposal's (pseudo-marginal; Andrieu and Roberts,
     doi:10.1214/07-AOS574).
 
+    Proposals of a guided model carry, besides log_q of the guided law, ``log_weight`` against the unguided one: the log of
+    p_unguided(path) / p_guided(path) times the likelihood of the condition at its end. Their mean weight is the probability of the
+    condition, and averages under them are those of the unguided model's samples times the likelihood, however wrong the guidance.
+
     Parameters
     ----------
     dig: model, process, coordinates and descriptor.
@@ -79,13 +84,20 @@ class PathProposal:
         process = self.dig.process
         prior = process.prior(process.empty(n, torch.float64))
         state = prior.sample(rng)
-        log_path = prior.log_prob(state)
+        log_path, log_ratio = prior.log_prob(state), torch.zeros(n, dtype=torch.float64)
         for k in range(len(self.grid) - 1, 0, -1):
-            kernel = self._reverse(state, self.grid[k : k + 1], self.grid[k - 1 : k])
+            plain, kernel = self._pair(state, self.grid[k : k + 1], self.grid[k - 1 : k])
             earlier = kernel.sample(rng)
-            log_path += kernel.log_prob(earlier) - self._forward(earlier, k).log_prob(state)
+            log_step = kernel.log_prob(earlier)
+            log_path += log_step - self._forward(earlier, k).log_prob(state)
+            if plain is not None:
+                log_ratio += plain.log_prob(earlier) - log_step
             state = earlier
-        return self.dig.to_samples(state, self._mean([log_path], state, rng), "path", rng)
+        samples = self.dig.to_samples(state, self._mean([log_path], state, rng), "path", rng)
+        if samples.log_likelihood is None:
+            return samples
+        log_weight = torch.where(samples.valid, log_ratio + samples.log_likelihood, -math.inf)
+        return samples._replace(log_weight=log_weight)
 
     @torch.no_grad()
     def log_q(self, geometry: Geometry, rng: Streams) -> Tensor:
@@ -128,5 +140,15 @@ class PathProposal:
 
     def _reverse(self, state: State, t: Tensor, s: Tensor) -> JointKernel:
         """p_theta(x_s given x_t), times (B,) or (1,)."""
-        process, moments = self.dig.process, self.dig.model.moments(state, t, self.dig.descriptor)
+        return self._kernel(state, t, s, self.dig.model.moments(state, t, self.dig.descriptor))
+
+    def _pair(self, state: State, t: Tensor, s: Tensor) -> tuple[JointKernel | None, JointKernel]:
+        """Of a guided model the unguided kernel, None of any other, and p_theta(x_s given x_t)."""
+        if not isinstance(self.dig.model, Guided):
+            return None, self._reverse(state, t, s)
+        plain, guided = self.dig.model.both(state, t, self.dig.descriptor)
+        return self._kernel(state, t, s, plain), self._kernel(state, t, s, guided)
+
+    def _kernel(self, state: State, t: Tensor, s: Tensor, moments: Moments) -> JointKernel:
+        process = self.dig.process
         return process.reverse(state, t, s, score_of(process, moments.noise, t), moments.spread)

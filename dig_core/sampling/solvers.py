@@ -11,7 +11,7 @@ from ..diffusion.processes import Joint
 from ..random import Streams
 from ..score import ScoreModel, score_of
 from ..system.descriptor import Descriptor
-from ..types import State
+from ..types import State, Tangent
 from .flow import Flow, backward_steps, checked_grid, flow_times
 
 __all__ = ["SOLVERS", "ancestral", "denoised", "dpm_solver", "euler_maruyama", "flow_heun", "flow_rk4"]
@@ -111,9 +111,14 @@ SOLVERS: dict[str, Solver] = {
 
 
 def denoised(model: ScoreModel, state: State, t: Tensor, descriptor: Descriptor) -> State:
-    """The clean state expected at (x_t, t): (x_t - sigma noise) / alpha, along the space."""
-    noise, clean = model.moments(state, t, descriptor).noise, {}
-    for name, part in model.process.items():
+    """The clean state expected at (x_t, t)."""
+    return clean_state(model.process, state, t, model.moments(state, t, descriptor).noise)
+
+
+def clean_state(process: Joint, state: State, t: Tensor, noise: Tangent) -> State:
+    """(x_t - sigma noise) / alpha, along the space."""
+    clean = {}
+    for name, part in process.items():
         alpha, sigma = part.levels(t)
         clean[name] = part.space.exp(state[name], -sigma * noise[name]) / alpha
     return clean

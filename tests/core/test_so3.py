@@ -15,7 +15,7 @@ from dig_core.energy import AnalyticScore
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.random import Streams
 from dig_core.sampling.density import flow_log_prob
-from dig_core.sampling.guidance import Guided, PropertyGuidance
+from dig_core.sampling.guidance import Guided, Property, PropertyGuidance
 from dig_core.sampling.interpolate import interpolate
 from dig_core.sampling.solvers import SOLVERS
 from dig_core.score import EnergyScore
@@ -321,7 +321,8 @@ def test_energy_score_is_the_gradient_along_the_space():
 def test_guidance_pulls_along_the_space():
     """A condition on the height of a body's axis: the pull is the torque of its log-likelihood."""
     at, t = MODEL.sample(5, torch.Generator().manual_seed(4)), torch.tensor([0.3], dtype=DOUBLE)
-    guidance = PropertyGuidance(MODEL, lambda state: rotation_matrix(state["turn"])[:, 2, 2], lambda value: -2 * (value - 1) ** 2)
+    height = Property(lambda state, d: rotation_matrix(state["turn"])[:, 2, 2], lambda value, var: -2 * (value - 1) ** 2, of="state")
+    guidance = PropertyGuidance(height)
     pull = Guided(MODEL, guidance)(at, t, None)["turn"] - MODEL(at, t)["turn"]
     assert pull.isfinite().all() and pull.abs().max() > 0.01
     h = 1e-5
