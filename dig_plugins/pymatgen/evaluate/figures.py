@@ -62,7 +62,7 @@ def energy_gap(ax: Axes, sets: Mapping[str, tuple[np.ndarray, np.ndarray]], lowe
         shown = np.isfinite(gap) & np.isfinite(energy)
         # The first set is what the others stand before: usually the data.
         colour, size = (GREY, 9) if k == 0 and len(sets) > 1 else (_COLOURS[(k - 1) % len(_COLOURS)], 20)
-        style = {"s": size, "alpha": 0.35 if colour == GREY else 0.75, "linewidths": 0, "rasterized": True}
+        style = {"s": size, "alpha": 0.5 if colour == GREY else 0.75, "linewidths": 0, "rasterized": True}
         ax.scatter(
             np.maximum(gap, 0)[shown],
             energy[shown] - lowest,
@@ -94,9 +94,12 @@ def draw(
 
     Bonds are shorter than ``cutoff`` Angstrom. What is farther off is paler.
     """
-    positions, numbers = _piece(structure, span)
+    positions, numbers = _piece(structure, span * 0.87)
     axes = _axes(positions, cutoff) if view is None else _facing(np.asarray(view, dtype=float))
-    flat = (positions - positions.mean(0)) @ axes.T
+    # A block, seen from its front: of layers there is more than one whichever way they lie.
+    flat = positions @ axes.T
+    shown = (np.abs(flat) <= span * np.array([0.5, 0.5, 0.35])).all(1)
+    flat, numbers = flat[shown], numbers[shown]
     near = (flat[:, 2] - flat[:, 2].min()) / max(np.ptp(flat[:, 2]), 1e-9)
     distance = np.linalg.norm(flat[:, None] - flat, axis=-1)
     first, second = np.nonzero(np.triu(distance < cutoff, 1))
@@ -119,20 +122,20 @@ def draw(
             linewidths=0.5,
             zorder=2 * near[i] + 0.01,
         )
-    reach = 0.55 * span + 0.8
+    reach = 0.5 * span + 0.4
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     for side in ax.spines.values():
         side.set_visible(False)
 
 
-def _piece(structure: Structure, span: float) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms (M, 3) in a ball of diameter ``span`` about an atom, and their atomic numbers."""
+def _piece(structure: Structure, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms (M, 3) in a ball of ``radius`` Angstrom about the first atom, and their atomic numbers."""
     cell, fractions = structure.lattice.matrix, structure.frac_coords
-    reach = np.ceil(span / 2 * np.linalg.norm(np.linalg.inv(cell), axis=0) + 1).astype(int)
+    reach = np.ceil(radius * np.linalg.norm(np.linalg.inv(cell), axis=0) + 1).astype(int)
     images = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1).reshape(-1, 3)
     positions = ((fractions - fractions[0])[:, None] + images).reshape(-1, 3) @ cell
     numbers = np.repeat([site.specie.Z for site in structure], len(images))
-    inside = np.linalg.norm(positions, axis=1) <= span / 2
+    inside = np.linalg.norm(positions, axis=1) <= radius
     return positions[inside], numbers[inside]
 
 
