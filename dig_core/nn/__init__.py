@@ -1,14 +1,18 @@
 """The network: the Graphormer encoder, the heads that read it, and the networks that score models are built from."""
 
 from .adsorption import AdsorptionGraphormer
+from .crystal import CrystalGraphormer
 from .graphormer import Graphormer
 from .heads import CoordinateHead, VectorHead
 from .mlp import ResidualMLP, ScalarMLP
 from .networks import CartesianGraphormer, InternalGraphormer
 
 __all__ = [
-    "NETWORKS", "AdsorptionGraphormer", "CartesianGraphormer", "CoordinateHead", "Graphormer", "InternalGraphormer",
-    "ResidualMLP", "ScalarMLP", "VectorHead",
+    "NETWORKS", "AdsorptionGraphormer", "CartesianGraphormer", "CoordinateHead", "CrystalGraphormer", "Graphormer",
+    "InternalGraphormer", "ResidualMLP", "ScalarMLP", "VectorHead",
 ]  # fmt: skip
 
-NETWORKS = {cls.__name__: cls for cls in (AdsorptionGraphormer, ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer)}
+NETWORKS = {
+    cls.__name__: cls
+    for cls in (AdsorptionGraphormer, CrystalGraphormer, ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer)
+}

@@ -12,7 +12,7 @@ from .embed import seeded
 from .geometry import FARTHEST, SOFTENING
 from .graphormer import modulated_norm
 
-__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "Region", "Surroundings", "images_within", "surroundings"]
+__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "surroundings"]
 
 
 class Images(NamedTuple):
@@ -81,15 +81,22 @@ def surroundings(queries: Tensor, atoms: Tensor, images: Images, cutoff: float, 
 class EnvelopedBasis(nn.Module):
     """Gaussians of the distance, denser near contact, of which each pair's sum of radii sets the unit of length.
 
-    ``sizes`` of a pair stretches distances, so that one basis serves small and large atoms alike.
+    ``sizes`` of a pair stretches distances, so that one basis serves small and large atoms alike. Without ``learned`` it is fixed.
     """
 
-    def __init__(self, basis: int, cutoff: float) -> None:
+    centres: Tensor
+    sharpness: Tensor
+
+    def __init__(self, basis: int, cutoff: float, learned: bool = True) -> None:
         super().__init__()
         grid = torch.linspace(0, 1, basis)
-        self.centres = nn.Parameter(0.25 + (cutoff / 2.0 - 0.25) * grid**1.3)
+        centres = 0.25 + (cutoff / 2.0 - 0.25) * grid**1.3
         spacing = 1.3 * (cutoff / 2.0) * grid.clamp(min=1 / basis) ** 0.3 / basis
-        self.sharpness = nn.Parameter(1 / spacing)
+        for name, value in (("centres", centres), ("sharpness", 1 / spacing)):
+            if learned:
+                setattr(self, name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value, persistent=False)
 
     def forward(self, distance: Tensor, sizes: Tensor) -> Tensor:
         """``distance`` and ``sizes`` (B, Q, M) Angstrom -> (B, Q, M, basis)."""
@@ -116,13 +123,9 @@ class ImageAttention(nn.Module):
     def forward(self, x: Tensor, others: Tensor, seen: Surroundings, bias: Tensor, time: Tensor) -> Tensor:
         """``x`` (B, Q, W); ``others`` (B or 1, S, W), the parents of the images ``seen``; ``bias`` (B, heads, Q, M);
         ``time`` (T, W) with T = 1 or B -> (B, Q, W)."""
-        b, q, w = x.shape
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
-        query = self.query(modulated_norm(x, scale1, shift1)).view(b, q, self.heads, -1).transpose(1, 2)
-        both = self.key_value(F.layer_norm(others, (w,))).view(len(others), -1, 2, self.heads, w // self.heads)
-        key, value = both.permute(2, 0, 3, 1, 4)
+        modulation = self._modulation(time)
+        every, value = self._logits(x, others, modulation)
         parent = seen.parent[:, None].expand(-1, self.heads, -1, -1)
-        every = query @ key.transpose(2, 3) * (w // self.heads) ** -0.5
         logits = every.gather(-1, parent) + bias
         # The envelope multiplies the weights, so that an image enters at the cutoff without a jump; 1 is the weight of silence.
         top = F.pad(logits.detach(), (0, 1)).amax(-1, keepdim=True)
@@ -130,7 +133,36 @@ class ImageAttention(nn.Module):
         weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(-top))
         # Images of one parent share its value: their weights add up first.
         weights = torch.zeros_like(every).scatter_add(-1, parent, weights)
-        heard = (weights @ value).transpose(1, 2).reshape(b, q, w)
-        x = x + (1 + gate1) * self.mix(heard)
+        return self._answer(x, weights @ value, modulation)
+
+    def _modulation(self, time: Tensor) -> tuple[Tensor, ...]:
+        return self.modulation(time)[:, None].chunk(6, dim=-1)
+
+    def _logits(self, x: Tensor, others: Tensor, modulation: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What each atom thinks of each other (B, heads, Q, S), and the values (B or 1, heads, S, W / heads)."""
+        b, q, w = x.shape
+        scale, shift = modulation[:2]
+        query = self.query(modulated_norm(x, scale, shift)).view(b, q, self.heads, -1).transpose(1, 2)
+        both = self.key_value(F.layer_norm(others, (w,))).view(len(others), -1, 2, self.heads, w // self.heads)
+        key, value = both.permute(2, 0, 3, 1, 4)
+        return query @ key.transpose(2, 3) * (w // self.heads) ** -0.5, value
+
+    def _answer(self, x: Tensor, heard: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """``x`` with what was ``heard`` (B, heads, Q, W / heads), and after the feed-forward layer."""
+        gate1, scale2, shift2, gate2 = modulation[2:]
+        x = x + (1 + gate1) * self.mix(heard.transpose(1, 2).reshape(x.shape))
         hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
         return x + (1 + gate2) * self.narrow(hidden)
+
+
+class PairAttention(ImageAttention):
+    """The same attention where all see all: the weights of a pair's images are summed beforehand, which the softmax allows."""
+
+    def forward(self, x: Tensor, weight: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]
+        """``x`` (B, N, W); ``weight`` (B, heads, N, N), the sum of near * exp(bias) over a pair's images; ``time`` as above."""
+        modulation = self._modulation(time)
+        every, value = self._logits(x, x, modulation)
+        top = F.pad(every.detach(), (0, 1)).amax(-1, keepdim=True)
+        weights = weight * torch.exp(every - top)
+        weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(-top))
+        return self._answer(x, weights @ value, modulation)
