@@ -31,7 +31,7 @@ CORE_OPTIONAL = {"pymbar"}
 
 ENGINES = {
     "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer"},
-    "ase": {"ase", "scipy", "matplotlib", "chgnet"},  # scipy and matplotlib come with ase; chgnet labels what the recipes train on
+    "ase": {"ase", "scipy", "matplotlib", "chgnet", "sevenn"},  # scipy, matplotlib: with ase; the others are calculators by name
     "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},
