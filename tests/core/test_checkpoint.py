@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 import dig_plugins
 from dig_core import checkpoint
-from dig_core.coordinates import Adsorbate, Cartesian, Internal
+from dig_core.coordinates import Adsorbate, Cartesian, Crystal, Internal
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Lattice, LogSNR, Sigmoid, Torus, ZeroCentroid
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.nn import AdsorptionGraphormer, CartesianGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
+from dig_core.nn import AdsorptionGraphormer, CartesianGraphormer, CrystalGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
 from dig_core.sampling.guidance import Guided
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor, molecule
@@ -201,6 +201,8 @@ def parts() -> list:
         "AdsorptionGraphormer": AdsorptionGraphormer(
             width=8, heads=2, layers=1, encoder=1, basis=4, cutoff=5.0, channels=3, conditions=2, coordinates={"height": 1.4}, seed=2
         ),
+        "Crystal": Crystal(volume=1.7, width=0.2, shape=0.3),
+        "CrystalGraphormer": CrystalGraphormer(width=8, heads=2, layers=1, basis=4, cutoff=4.0, channels=3, conditions=1, seed=2),
         "Euclidean": Euclidean(3), "Torus": Torus(2), "ZeroCentroid": ZeroCentroid(5), "Cartesian": Cartesian(1.5), "Internal": coordinates,
         "ResidualMLP": ResidualMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2, precision="bfloat16"),
         "ScalarMLP": ScalarMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2),
