@@ -53,6 +53,9 @@ class TightBindingGap(nn.Module):
         gradients are those of all states at the edge; 0 for the edges themselves, whose gradient degenerate bands harm.
     zoom: how many times the step is halved around the band edges that the grid shows; semimetals need some.
     calibration: what is made of the computed gap. ``Calibration(0, 1, 1)`` leaves it.
+
+    Soft edges lie inside the hard ones, by at most three temperatures each where levels are dense. ``range``: eV, of the gaps
+    that the calibration has seen.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class TightBindingGap(nn.Module):
             )
         self.spacing, self.temperature, self.zoom, self.grid = spacing, temperature, zoom, grid
         self.calibration = Calibration(*calibration)
+        # What calibrated labels of minima span: PBE says nothing of what is beyond.
+        self.range = (-8.0, 5.0)
         self.table = SlaterKoster(carbon_table())
 
     def exact(self) -> TightBindingGap:
@@ -179,7 +184,7 @@ class _Sum(NamedTuple):
     def pulled(self, slopes: Tensor, points: Tensor) -> Tensor:
         """(E, 32): the transpose of :meth:`at`, of Hermitian derivatives (2, K, 4N, 4N) to those of the blocks."""
         n, k = self.atoms, len(points)
-        parts = slopes.view(2, k, n, _ORBITALS, n, _ORBITALS).permute(2, 4, 1, 0, 3, 5).reshape(n * n, k, -1)[self.pair]
+        parts = slopes.view(2, k, n, _ORBITALS, n, _ORBITALS).permute(2, 4, 1, 0, 3, 5).reshape(n * n, k, self.blocks.shape[1])[self.pair]
         return 2 * torch.einsum("ekpc,ekc->ep", torch.view_as_real(parts), torch.view_as_real(self.phases(points)))
 
 

@@ -83,7 +83,7 @@ class GapNetwork(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int = 96, rounds: int = 2, seed: int = 0):
+    def __init__(self, width: int = 64, rounds: int = 2, seed: int = 0):
         super().__init__()
         self.config = {"width": width, "rounds": rounds}
         d = (_ORDER + 1) * _RADIAL * (_RADIAL + 1) // 2
@@ -115,7 +115,8 @@ class GapNetwork(nn.Module):
 
 
 class LearnedGap(nn.Module):
-    """Signed band gap in eV by a trained :class:`GapNetwork`, with the ``card`` that says how it was trained and how far it is off.
+    """Signed band gap in eV by a trained :class:`GapNetwork`, with the ``card`` that says how it was trained and how far it is off, and the
+    ``range`` of gaps that it was trained on, eV.
 
     Every image within 5 Angstrom counts. ``LearnedGap.load()`` is the one that ships.
     """
@@ -123,6 +124,7 @@ class LearnedGap(nn.Module):
     def __init__(self, network: GapNetwork, card: dict | None = None):
         super().__init__()
         self.network, self.card = network, dict(card or {})
+        self.range = tuple(self.card.get("range", (-math.inf, math.inf)))
 
     def forward(self, geometry: Geometry, numbers: Tensor | None = None) -> Tensor:
         """(B,) eV, float64, of crystals (B, N, 3), (B, 3, 3) Angstrom. Differentiable.

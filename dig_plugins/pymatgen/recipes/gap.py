@@ -110,17 +110,19 @@ def loss_of(found: Tensor, wanted: Tensor) -> Tensor:
     return 0.3 * huber(found, wanted, beta=0.3) + huber(found.relu(), wanted.relu(), beta=0.3)
 
 
-def train(crystals: Sequence[Labelled], out: Path, steps: int = 12_000, batch: int = 48, rate: float = 3e-3, seed: int = 0) -> GapNetwork:
+def train(
+    crystals: Sequence[Labelled], out: Path, steps: int = 4000, width: int = 64, batch: int = 48, rate: float = 3e-3, seed: int = 0
+) -> GapNetwork:
     """A network fitted to the crystals; goes on from where it stopped in ``out``. Returns the running average of the weights."""
     seen, wanted = read_surroundings(crystals), torch.tensor([one.gap for one in crystals], dtype=torch.float32)
-    network = GapNetwork(seed=seed)
+    network = GapNetwork(width, seed=seed)
     every = torch.cat([one.invariants for one in seen])
     network.mean.copy_(every.mean(0))
     network.scale.copy_(1 / every.std(0).clamp_min(1e-6))
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.1)
-    parts, place, done = (network, average, optimiser, schedule), out / f"resume-{seed}-{steps}.pt", 0
+    parts, place, done = (network, average, optimiser, schedule), out / f"resume-{seed}-{width}-{steps}.pt", 0
     if place.exists():
         held = torch.load(place, weights_only=True)
         done = held.pop("step")
@@ -143,6 +145,7 @@ def train(crystals: Sequence[Labelled], out: Path, steps: int = 12_000, batch: i
 
 def errors(found: Tensor, wanted: Tensor) -> dict[str, float]:
     """Mean absolute errors in eV of the gap as quoted and of the signed one, and how many metals get a gap, how many gaps are missed."""
+    found, wanted = found.detach(), wanted.detach()
     metal, gapped = wanted <= _METAL, wanted > _GAPPED
     return {
         "n": len(wanted),
@@ -156,7 +159,7 @@ def errors(found: Tensor, wanted: Tensor) -> dict[str, float]:
     }
 
 
-def card(network: GapNetwork, val: Sequence[Labelled], off: Sequence[Labelled], counts: dict) -> dict:
+def card(network: GapNetwork, val: Sequence[Labelled], off: Sequence[Labelled], made: dict) -> dict:
     """How the network was made and how far it is off, for the file that ships."""
 
     def found(crystals: Sequence[Labelled]) -> Tensor:
@@ -167,7 +170,7 @@ def card(network: GapNetwork, val: Sequence[Labelled], off: Sequence[Labelled], 
         "system": "carbon crystals at 10 GPa, 6 to 24 atoms",
         "unit": "eV, signed: lowest empty less highest filled level, on the scale of PBE",
         "labels": {"tight binding": LABELLER, "calibration": list(PBE)},
-        "trained_on": counts,
+        **made,
         "held_out_minima": errors(found(val), torch.tensor([one.gap for one in val])),
         "held_out_moved": errors(found(off), torch.tensor([one.gap for one in off])),
         "held_out_pbe": errors(found(pbe), torch.tensor([one.pbe for one in pbe], dtype=torch.float32)) if pbe else None,
@@ -185,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--copies", type=int, default=3, help="copies off the minimum of each training structure")
     parser.add_argument("--largest", type=int, default=16, help="atoms of the largest structure that is copied")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--width", type=int, default=64, help="features of an atom in the network")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -194,8 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small = [one for one in minima if len(one.positions) <= given.largest]
     off = label([one for one in val if len(one.positions) <= given.largest][::7], given.out / "labels-val", 0)
     copies = [one for k in range(given.copies) for one in label(small, given.out / "labels", k)]
-    network = train(minima + copies, given.out, given.steps, seed=given.seed)
-    report = card(network, val, off, {"minima": len(minima), "moved": len(copies), "steps": given.steps})
+    network = train(minima + copies, given.out, given.steps, given.width, seed=given.seed)
+    counts = {"minima": len(minima), "moved": len(copies), "steps": given.steps}
+    span = [round(end(one.gap for one in minima), 2) for end in (min, max)]
+    report = card(network, val, off, {"trained_on": counts, "range": span})
     LearnedGap(network, report).save(given.out / "carbon-gap.safetensors")
     (given.out / "card.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     log.info("%s", json.dumps(report, indent=1))

@@ -1,0 +1,1 @@
+"""How the shipped models of crystals were made; run as scripts, resumable."""
