@@ -20,7 +20,14 @@ from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Lattice, 
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.nn import AdsorptionGraphormer, CartesianGraphormer, CrystalGraphormer, InternalGraphormer, ResidualMLP, ScalarMLP
+from dig_core.nn import (
+    AdsorptionGraphormer,
+    CartesianGraphormer,
+    CrystalGraphormer,
+    InternalGraphormer,
+    ResidualMLP,
+    ScalarMLP,
+)
 from dig_core.sampling.guidance import Guided
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor, molecule
