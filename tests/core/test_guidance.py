@@ -19,7 +19,6 @@ from dig_core.testing import (
     ALL_SOLVERS,
     Bare,
     LawEnergy,
-    Sabotaged,
     check_fokker_planck,
     check_proposal,
     check_score_model,
