@@ -1,148 +1,23 @@
-"""Guidance: a score model conditioned on properties (article, eq. 8), and what its samples weigh."""
+"""Guidance by properties of the denoised state, for any differentiable predictor (article, eq. 8)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..coordinates.contract import Coordinates
-from ..diffusion.processes import Joint
 from ..errors import IncompatibleError
-from ..score import Moments, ScoreModel, score_of
+from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
-from .likelihoods import Likelihood, joint_slopes
-from .solvers import clean_state
+from .calibration import Calibration, regression
+from .guided import Denoised, Fit, Guidance, Guided, Pull, look, rows
+from .likelihoods import Property, joint_slopes
 
 __all__ = ["Denoised", "Fit", "Guidance", "Guided", "Property", "PropertyGuidance", "Pull"]
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What a guidance reads: noisy states (B, ...) at times ``t`` ((B,) or (1,)), the model's ``moments`` there, the ``clean`` states
-    they imply, and what makes structures of states. ``still``: zero tangents at ``state``, by which ``clean`` is differentiated
-    where a guidance asked to see through the model. ``differentiable``: whether the result will be differentiated.
-    """
-
-    process: Joint
-    state: State
-    t: Tensor
-    descriptor: Descriptor
-    moments: Moments
-    clean: State
-    still: Tangent
-    coordinates: Coordinates | None = None
-    differentiable: bool = False
-
-
-class Pull(NamedTuple):
-    """Of log q(c | x_t): the gradient, and what conditioning takes off the variance of the noise (>= 0), both (B, *shape) a component.
-
-    The second is -sigma^2 times the diagonal of the Hessian; zero is always allowed, reverse kernels are then wider than they need be.
-    """
-
-    gradient: Tangent
-    narrowing: Tangent
-
-
-class Fit(NamedTuple):
-    """How clean states meet a condition: log q(c | x_0) (B,) float64, -inf where it cannot be told, and the properties it was told
-    by, name -> (B,), NaN where there is none.
-    """
-
-    log_likelihood: Tensor
-    properties: dict[str, Tensor]
-
-
-class Guidance(Protocol):
-    """log q(c | x_t) of a condition c. ``through``: it differentiates ``clean`` through the model.
-
-    ``likelihood`` says what it asks of clean states.
-    """
-
-    through: bool
-
-    def __call__(self, seen: Denoised) -> Pull: ...
-    def likelihood(self, state: State, descriptor: Descriptor, coordinates: Coordinates | None) -> Fit: ...
-
-
-class Guided(nn.Module):
-    """score(R | c) = score(R) + grad log q(c | R) (eq. 8), a ScoreModel like any other: solvers never hear of the condition.
-
-    ``moments`` shift the noise by -sigma times the gradient and narrow its spread by the guidances' curvature, for which the model is
-    evaluated once. ``coordinates`` make structures for guidances that read them.
-    """
-
-    def __init__(self, model: ScoreModel, *guidance: Guidance, coordinates: Coordinates | None = None):
-        super().__init__()
-        if not guidance:
-            raise IncompatibleError("Guided needs at least one guidance besides the model.")
-        self.model, self.guidance, self.coordinates = model, guidance, coordinates
-
-    @property
-    def process(self) -> Joint:
-        return self.model.process
-
-    @property
-    def conservative(self) -> bool:
-        """False: the variance that widens a likelihood is not differentiated."""
-        return False
-
-    def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
-        return score_of(self.process, self.moments(state, t, descriptor).noise, t)
-
-    def moments(self, state: State, t: Tensor, descriptor: Descriptor) -> Moments:
-        return self.both(state, t, descriptor)[1]
-
-    def both(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Moments, Moments]:
-        """Moments of the model alone and guided, at the cost of one evaluation."""
-        seen = self._look(state, t, descriptor)
-        pulls, noise, spread = [guidance(seen) for guidance in self.guidance], {}, {}
-        for name, part in self.process.items():
-            sigma, wide = part.levels(t)[1], seen.moments.spread[name]
-            gradient = torch.stack([pull.gradient[name] for pull in pulls]).sum(0)
-            narrowing = torch.stack([pull.narrowing[name] for pull in pulls]).sum(0)
-            noise[name] = seen.moments.noise[name] - sigma * part.space.project(gradient)
-            # Guidances overlap, and a network's variance and slope need not agree: what is left must stay a variance.
-            spread[name] = torch.maximum(wide - _even(part.space, narrowing), 0.01 * wide)
-        return seen.moments, Moments(noise, spread)
-
-    def likelihood(self, state: State, descriptor: Descriptor) -> Fit:
-        """That of all guidances together."""
-        total, properties = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
-        for guidance in self.guidance:
-            found = guidance.likelihood(state, descriptor, self.coordinates)
-            total, properties = total + found.log_likelihood, properties | found.properties
-        return Fit(total, properties)
-
-    def _look(self, state: State, t: Tensor, descriptor: Descriptor) -> Denoised:
-        wanted, through = torch.is_grad_enabled(), any(guidance.through for guidance in self.guidance)
-        still = self.process.still(state)
-        with torch.set_grad_enabled(wanted or through):
-            moved = self.process.exp(state, still) if through else state
-            moments = self.model.moments(moved, t, descriptor)
-            clean = clean_state(self.process, moved, t, moments.noise)
-        if not wanted:
-            moments = Moments(*({name: x.detach() for name, x in part.items()} for part in moments))
-        return Denoised(self.process, state, t, descriptor, moments, clean, still, self.coordinates, wanted)
-
-
-class Property(NamedTuple):
-    """A property and what is wanted of it.
-
-    ``predictor(geometry, descriptor)`` -> (B,), differentiable, each structure by itself; with ``of="state"`` it is given states instead.
-    ``likelihood``: :class:`~.likelihoods.Value`, ``Range``, ``Bins`` or one's own. Names must differ within one guidance.
-    """
-
-    predictor: Callable[[Any, Descriptor], Tensor]
-    likelihood: Likelihood
-    name: str = "property"
-    of: Literal["geometry", "state"] = "geometry"
 
 
 class PropertyGuidance:
@@ -164,10 +39,16 @@ class PropertyGuidance:
     through: "model" differentiates through the network, some three evaluations a step. "spread" takes its Jacobian to be the diagonal
         that the network's own variance implies, one evaluation and the predictor's slope: exact where the noise is independent.
     limit: longest pull, in standard deviations of the noise: sigma |gradient| <= limit.
+    calibration: what :meth:`calibrated` found.
     """
 
     def __init__(
-        self, *properties: Property, strength: float = 1.0, through: Literal["model", "spread"] = "model", limit: float = 10.0
+        self,
+        *properties: Property,
+        strength: float = 1.0,
+        through: Literal["model", "spread"] = "model",
+        limit: float = 10.0,
+        calibration: Calibration | None = None,
     ):
         names = [wanted.name for wanted in properties]
         if not names or len(set(names)) < len(names):
@@ -177,13 +58,11 @@ class PropertyGuidance:
         if not limit > 0:
             raise IncompatibleError(f"limit must be above 0, got {limit}.")
         self.properties, self.strength, self.limit = properties, float(strength), float(limit)
-        self.through = through == "model"
+        self.through, self.calibration = through == "model", calibration
 
     def __call__(self, seen: Denoised) -> Pull:
         with torch.enable_grad():
-            values, slopes = self._read(seen)
-            noisy = [self._at_noise(seen, slope) for slope in slopes]
-            covariance = self._covariance(seen, slopes, noisy)
+            values, noisy, covariance = self._estimated(seen)
             likelihoods = [wanted.likelihood for wanted in self.properties]
             first, second = joint_slopes(likelihoods, values, covariance, seen.differentiable)
             first, second = self.strength * first, self.strength * second
@@ -200,12 +79,53 @@ class PropertyGuidance:
         total, properties = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
         with torch.no_grad():
             for wanted in self.properties:
-                value = _value(wanted, state, descriptor, coordinates)
+                value = wanted.read(state, descriptor, coordinates)
                 known = value.isfinite()
                 found = wanted.likelihood(torch.where(known, value, 0.0), torch.zeros_like(value))
                 total = total + torch.where(known, found.double(), -math.inf)
                 properties[wanted.name] = torch.where(known, value, math.nan)
         return Fit(total, properties)
+
+    def calibrated(
+        self,
+        model: ScoreModel,
+        state: State,
+        descriptor: Descriptor,
+        coordinates: Coordinates | None = None,
+        *,
+        seed: int,
+        levels: int = 15,
+    ) -> PropertyGuidance:
+        """This guidance with a :class:`~.calibration.Calibration` from clean states (n, ...) of the model, a few hundred, noised to each of
+        ``levels`` times. Worth its n * levels evaluations where a property is far from linear: raises the sample size of weights.
+        """
+        with torch.no_grad():
+            clean = torch.stack([wanted.read(state, descriptor, coordinates) for wanted in self.properties], dim=1)
+        rng, times = torch.Generator().manual_seed(seed), torch.linspace(0, 1, levels + 1, dtype=torch.float64)
+        found, count = [[(0.0, 1.0, 0.0)] * len(self.properties)], range(len(self.properties))
+        for t in times[1:]:
+            noised = model.process.noise(state, t.expand(len(clean)), rng).state
+            with torch.no_grad():
+                seen = look(model, noised, t.reshape(1), descriptor, coordinates, self.through)
+            with torch.enable_grad():
+                values, _, covariance = self._with(None)._estimated(seen)
+            found.append([regression(clean[:, k], values[:, k].detach(), covariance[:, k, k].detach()) for k in count])
+        return self._with(Calibration(times, *torch.tensor(found, dtype=torch.float64).unbind(2)))
+
+    def _with(self, calibration: Calibration | None) -> PropertyGuidance:
+        through: Literal["model", "spread"] = "model" if self.through else "spread"
+        return PropertyGuidance(*self.properties, strength=self.strength, through=through, limit=self.limit, calibration=calibration)
+
+    def _estimated(self, seen: Denoised) -> tuple[Tensor, list[Tangent], Tensor]:
+        """Of the properties given x_t: mean (B, K), its slopes along x_t, covariance (B, K, K)."""
+        values, slopes = self._read(seen)
+        noisy = [self._at_noise(seen, slope) for slope in slopes]
+        covariance = self._covariance(seen, slopes, noisy)
+        if self.calibration is None:
+            return values, noisy, covariance
+        offset, slope, excess = self.calibration.at(seen.t)
+        noisy = [{name: rows(slope[:, k], x) * x for name, x in each.items()} for k, each in enumerate(noisy)]
+        return offset + slope * values, noisy, slope[:, :, None] * covariance * slope[:, None] + torch.diag_embed(excess)
 
     def _read(self, seen: Denoised) -> tuple[Tensor, list[Tangent]]:
         """Properties (B, K) of the denoised states and their slopes along the space there; NaN and zero where not finite."""
@@ -213,7 +133,7 @@ class PropertyGuidance:
         here = seen.clean if seen.differentiable else {name: x.detach() for name, x in seen.clean.items()}
         for wanted in self.properties:
             still = seen.process.still(here)
-            value = _value(wanted, seen.process.exp(here, still), seen.descriptor, seen.coordinates)
+            value = wanted.read(seen.process.exp(here, still), seen.descriptor, seen.coordinates)
             slope = _pulled({"": value}, still, {"": torch.ones_like(value)}, seen.differentiable)
             known = torch.stack([value.isfinite(), *(x.isfinite().flatten(1).all(1) for x in slope.values())]).all(0)
             values.append(torch.where(known, value, math.nan))
@@ -222,16 +142,29 @@ class PropertyGuidance:
 
     def _at_noise(self, seen: Denoised, slope: Tangent) -> Tangent:
         """The slope of a property carried from the denoised state to x_t."""
-        if self.through:
-            # Near itself, the logarithm of a point is its tangent.
-            there = seen.process.log({name: x.detach() for name, x in seen.clean.items()}, seen.clean)
-            found = _pulled(there, seen.still, slope, seen.differentiable, keep=True)
-            return {name: _where(x.isfinite().flatten(1).all(1), x) for name, x in found.items()}
-        found = {}
+        own = {}
         for name, part in seen.process.items():
             carried = part.space.transport(seen.clean[name], seen.state[name], slope[name])
-            found[name] = seen.moments.spread[name] / part.levels(seen.t)[0] * carried
-        return found
+            own[name] = seen.moments.spread[name] / part.levels(seen.t)[0] * carried
+        if not self.through:
+            return own
+        # Near itself, the logarithm of a point is its tangent.
+        there = seen.process.log({name: x.detach() for name, x in seen.clean.items()}, seen.clean)
+        found = _pulled(there, seen.still, slope, seen.differentiable, keep=True)
+        return self._trusted(seen, slope, found, own)
+
+    def _trusted(self, seen: Denoised, slope: Tangent, found: Tangent, own: Tangent) -> Tangent:
+        """What is ``found`` through the model as far as it can be so: a property's variance is positive, and no covariance with x_0 is
+        above the product of standard deviations. Of networks neither is certain; where there is no variance, the model's ``own`` serves.
+        """
+        variance = self._covariance(seen, [slope], [found])[:, 0, 0].clamp_min(1e-300)
+        trusted, sound = {}, (variance > 1e-300) & variance.isfinite()
+        for name, part in seen.process.items():
+            sigma, spread = part.levels(seen.t)[1], seen.moments.spread[name].double()
+            length, most = (sigma * found[name]).flatten(1).norm(dim=1), (variance * spread.flatten(1).sum(1)).sqrt()
+            factor = torch.where(length > most, most / length, torch.ones_like(most))
+            trusted[name] = torch.where(rows(sound, spread), rows(factor, spread) * found[name], own[name])
+        return trusted
 
     def _covariance(self, seen: Denoised, slopes: list[Tangent], noisy: list[Tangent]) -> Tensor:
         """(B, K, K) float64 of the properties given x_t."""
@@ -251,21 +184,7 @@ class PropertyGuidance:
         noise = [part.levels(seen.t)[1] * gradient[name] for name, part in seen.process.items()]
         length = torch.stack([x.flatten(1).square().sum(1) for x in noise]).sum(0).sqrt()
         factor = (self.limit / length.clamp_min(1e-300)).clamp_max(1.0)
-        return {name: (_rows(factor, x) * x).to(seen.state[name]) for name, x in gradient.items()}
-
-
-def _value(wanted: Property, state: State, descriptor: Descriptor, coordinates: Coordinates | None) -> Tensor:
-    """(B,) of the property."""
-    if wanted.of == "state":
-        value = wanted.predictor(state, descriptor)
-    elif coordinates is None:
-        raise IncompatibleError(f'the property {wanted.name!r} is one of a geometry: give Guided the coordinates, or read it of="state".')
-    else:
-        value = wanted.predictor(coordinates.decode(state, descriptor), descriptor)
-    batch = len(next(iter(state.values())))
-    if value.shape != (batch,):
-        raise IncompatibleError(f"expected one {wanted.name} for each of {batch} structures, got shape {tuple(value.shape)}.")
-    return value
+        return {name: (rows(factor, x) * x).to(seen.state[name]) for name, x in gradient.items()}
 
 
 def _pulled(values: Tangent, at: Tangent, weights: Tangent, differentiable: bool, keep: bool = False) -> Tangent:
@@ -286,16 +205,4 @@ def _pulled(values: Tangent, at: Tangent, weights: Tangent, differentiable: bool
 
 def _where(known: Tensor, x: Tensor) -> Tensor:
     """``x`` with zeros in the rows that are not known."""
-    return torch.where(_rows(known, x), x, torch.zeros_like(x))
-
-
-def _rows(one: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to meet ``x`` (B, *shape)."""
-    return one.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _even(space, x: Tensor) -> Tensor:
-    """A variance by coordinate as one number a sample on spaces that know no other, those of fewer dimensions than numbers."""
-    if math.prod(space.shape) == space.dim:
-        return x
-    return _rows(x.flatten(1).sum(1) / space.dim, x).expand_as(x)
+    return torch.where(rows(known, x), x, torch.zeros_like(x))

@@ -1,17 +1,20 @@
-"""Likelihoods of a property: how well a value, known up to a variance, meets what is wanted of it."""
+"""Properties of structures and their likelihoods: how well a value, known up to a variance, meets what is wanted of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..coordinates.contract import Coordinates
 from ..errors import IncompatibleError
+from ..system.descriptor import Descriptor
+from ..types import State
 
-__all__ = ["Bins", "Likelihood", "Range", "Value", "joint_slopes"]
+__all__ = ["Bins", "Likelihood", "Property", "Range", "Value", "joint_slopes"]
 
 _SURE = 9.0
 """Standard deviations inside an edge beyond which float64 knows no doubt."""
@@ -75,6 +78,32 @@ class Bins:
             if p > 0
         ]
         return torch.logsumexp(torch.stack(parts), dim=0)
+
+
+class Property(NamedTuple):
+    """A property and what is wanted of it.
+
+    ``predictor(geometry, descriptor)`` -> (B,), differentiable, each structure by itself; with ``of="state"`` it is given states instead.
+    ``likelihood``: :class:`Value`, :class:`Range`, :class:`Bins` or one's own. Names must differ within one guidance.
+    """
+
+    predictor: Callable[[Any, Descriptor], Tensor]
+    likelihood: Likelihood
+    name: str = "property"
+    of: Literal["geometry", "state"] = "geometry"
+
+    def read(self, state: State, descriptor: Descriptor, coordinates: Coordinates | None) -> Tensor:
+        """(B,) of the property. Raises IncompatibleError for other shapes, and for geometries where there are no coordinates."""
+        if self.of == "state":
+            value = self.predictor(state, descriptor)
+        elif coordinates is None:
+            raise IncompatibleError(f'{self.name!r} is read off a geometry: give Guided the coordinates, or read it of="state".')
+        else:
+            value = self.predictor(coordinates.decode(state, descriptor), descriptor)
+        batch = len(next(iter(state.values())))
+        if value.shape != (batch,):
+            raise IncompatibleError(f"expected one {self.name} for each of {batch} structures, got shape {tuple(value.shape)}.")
+        return value
 
 
 def joint_slopes(
