@@ -90,7 +90,7 @@ class CrystalGraphormer(nn.Module):
         evenly spread over each."""
         low = TWO_PI * _LOW / self._length(descriptor)
         return Joint(
-            frac=Diffusion(Torus(3 * descriptor.n_atoms), Geometric(low, _HIGH)), cell=Diffusion(Euclidean(6), LogSNR(9.0, -4.0))
+            frac=Diffusion(Torus(3 * descriptor.n_atoms), Geometric(low, _HIGH)), cell=Diffusion(Euclidean(6), LogSNR(8.0, -4.0))
         )
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
@@ -116,26 +116,22 @@ class CrystalGraphormer(nn.Module):
 
     def _pairs(self, state: State, descriptor: Descriptor) -> tuple[Tensor, list[_Pairs]]:
         """What atoms feel of each other at first (W, B, N, N), and what each layer sees."""
-        n, layers = descriptor.n_atoms, len(self.blocks)
-        pairs = pair_list(n, state["frac"].device)
-        angular, weight = self._moments(state, descriptor, pairs)
-
-        def table(x: Tensor) -> Tensor:
-            return x.index_select(-1, pairs.table).unflatten(-1, (n, n))
-
-        one, vector, tensor = angular.split([1, 3, 5], 2)
-        near, scalar = (table(torch.tensordot(f.weight, one[:, :, 0], 1)) for f in (self.near, self.filters[0]))
-        vector, tensor = (table(torch.tensordot(self.filters[1].weight, part, 1)) for part in (vector, tensor))
+        n, pairs = descriptor.n_atoms, pair_list(descriptor.n_atoms, state["frac"].device)
+        angular, weight = (x.index_select(1, pairs.table) for x in self._moments(state, descriptor, pairs))
         order = torch.arange(n, device=pairs.table.device)
         # A pair's vector points from its first atom to its second: every atom looks outwards.
-        side = torch.where(order[:, None] <= order, 1.0, -1.0).to(vector)
-        outward = torch.cat([side * vector, tensor], 2).flatten(2, 3)
-        parts = zip(table(weight).chunk(layers), scalar.chunk(layers), outward.chunk(layers), strict=True)
-        return near, [_Pairs(bias.transpose(0, 1), flat, arms) for bias, flat, arms in parts]
+        side = torch.ones(n, n, 9, 1).to(angular)
+        side[order[:, None] > order, 1:4] = -1
+        angular = (angular * side.flatten(0, 1)).permute(3, 0, 2, 1)
+        near, scalar = (torch.tensordot(f.weight, angular[:, :, 0], 1) for f in (self.near, self.filters[0]))
+        outward = torch.tensordot(self.filters[1].weight, angular[:, :, 1:], 1)
+        weight, near, scalar, outward = (x.unflatten(-1, (n, n)) for x in (weight.permute(2, 0, 1), near, scalar, outward))
+        parts = zip(*(x.chunk(len(self.blocks)) for x in (weight, scalar, outward)), strict=True)
+        return near, [_Pairs(bias.transpose(0, 1), flat, arms.flatten(2, 3)) for bias, flat, arms in parts]
 
     def _moments(self, state: State, descriptor: Descriptor, pairs: PairList) -> tuple[Tensor, Tensor]:
-        """Radial functions times 1, direction and quadrupole, summed over the images of P unordered pairs (basis, B, 9, P), and what
-        images weigh in attention (layers * heads, B, P)."""
+        """Radial functions times 1, direction and quadrupole, summed over the images of P unordered pairs (B, P, 9, basis), and what
+        images weigh in attention (B, P, layers * heads)."""
         seen = pair_images(self.coordinates.fractions(state), self.coordinates.vectors(state, descriptor), pairs, self.cutoff)
         distance, unit, near = (x.to(self.near.weight) for x in seen)
         radii = covalent_radii(descriptor.numbers).to(distance)
@@ -145,8 +141,7 @@ class CrystalGraphormer(nn.Module):
         # Coordinates.tensor's basis: the product of the unit vector with itself, less its trace.
         quadrupole = [half * (x * x - y * y), sixth * (x * x + y * y - 2 * z * z), 2 * half * x * y, 2 * half * x * z, 2 * half * y * z]
         angular = torch.stack([torch.ones_like(x), x, y, z, *quadrupole], -2) @ radial
-        weight = (torch.exp(self.bias(radial)) * near[..., None]).sum(-2)
-        return angular.permute(3, 0, 2, 1), weight.permute(2, 0, 1)
+        return angular, (torch.exp(self.bias(radial)) * near[..., None]).sum(-2)
 
     def _start(self, state: State, shape: Tensor, t: Tensor, descriptor: Descriptor) -> tuple[Tensor, Tensor]:
         """Features (B, N, W) of atoms that have seen nothing yet, and (T, W) of the time and what is given."""
