@@ -20,6 +20,10 @@ from .solvers import clean_state
 __all__ = ["Denoised", "Fit", "Guidance", "Guided", "Pull", "look", "rows"]
 
 
+_NARROWEST = 0.75
+"""Of the model's own variance, what guided reverse kernels keep at least."""
+
+
 @dataclass(frozen=True)
 class Denoised:
     """What a guidance reads: noisy states (B, ...) at times ``t`` ((B,) or (1,)), the model's ``moments`` there, the ``clean`` states
@@ -107,8 +111,8 @@ class Guided(nn.Module):
             gradient = torch.stack([pull.gradient[name] for pull in pulls]).sum(0)
             narrowing = torch.stack([pull.narrowing[name] for pull in pulls]).sum(0)
             noise[name] = seen.moments.noise[name] - sigma * part.space.project(gradient)
-            # Guidances overlap, and a network's variance and slope need not agree. Under half, weights against the model had no variance.
-            spread[name] = torch.maximum(wide - _even(part.space, narrowing), 0.5 * wide)
+            # Kernels narrower than the model's make its weights uneven, without bound if by half: it is narrowed by a quarter at most.
+            spread[name] = torch.maximum(wide - _even(part.space, narrowing), _NARROWEST * wide)
         return seen.moments, Moments(noise, spread)
 
     def likelihood(self, state: State, descriptor: Descriptor) -> Fit:

@@ -136,8 +136,8 @@ def test_linear_properties_of_normal_data_are_exact(properties, observed):
     guided, exact = Guided(PRIOR, PropertyGuidance(*properties)), posterior(*observed)
     state, t = random_state(PROCESS, 30), torch.linspace(0.02, 1, 30, dtype=DOUBLE)
     torch.testing.assert_close(guided(state, t, None)["x"], exact(state, t)["x"], atol=1e-8, rtol=1e-8)
-    # Never less than half of the model's own: weights against it would have no variance.
-    spread = exact.moments(state, t).spread["x"].maximum(0.5 * PRIOR.moments(state, t).spread["x"])
+    # Never less than three quarters of the model's own, which weights against it need.
+    spread = exact.moments(state, t).spread["x"].maximum(0.75 * PRIOR.moments(state, t).spread["x"])
     torch.testing.assert_close(guided.moments(state, t, None).spread["x"], spread, atol=1e-8, rtol=1e-8)
 
 
