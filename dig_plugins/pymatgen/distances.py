@@ -7,7 +7,7 @@ from pymatgen.core import Lattice, Structure
 
 __all__ = ["closest", "fingerprint", "neighbour_distances", "within"]
 
-NEIGHBOURS = 48
+NEIGHBOURS = 96
 _MANY = 1000
 
 

@@ -103,11 +103,11 @@ def test_targets_out_of_reach_are_said():
 
     limited.range = (5.0, 8.0)
     with pytest.warns(UserWarning) as said:
-        found = design("C2", 4, model=carbon(), target={"size": 40.0}, predictor=limited, seed=2, steps=3)
+        found = design("C2", 4, model=carbon(), target={"size": 4000.0}, predictor=limited, seed=2, steps=3)
     assert [str(warning.message) for warning in said] == list(found.notes)
     assert (
         "outside what its predictor was made for, 5 to 8" in found.notes[0]
-        and "No structure has size within 40" in found.notes[1]
+        and "No structure has size within 4000" in found.notes[1]
     )
     assert all(note in found.summary() for note in found.notes)
 

@@ -152,13 +152,26 @@ def test_samples_are_assigned_to_the_nearest_class():
 
 
 def test_the_fingerprint_finds_what_trying_all_finds():
-    """At the tolerance that means the same minimum, ten references of two hundred are enough."""
+    """At the tolerance that means the same minimum, the nearest few of two hundred are enough."""
     references = [amorphous(4, seed) for seed in range(200)]
     samples = [moved(references[k], k, noise=0.06, strain=0.02) for k in range(0, 200, 8)]
-    few = match(Library(samples, False), Library(references, False), {"tight": TIGHT}, nearest=10)
+    few = match(Library(samples, False), Library(references, False), {"tight": TIGHT})
     assert few.hit.mean() > 0.5
     every = match(Library(samples[:6], False), Library(references, False), {"tight": TIGHT}, nearest=None)
     assert (few.index[:6] == every.index).all()
+
+
+def test_going_on_through_the_rest_hits_as_trying_all_does():
+    """Loose matches are anywhere: the nearest references do not have them all."""
+    references, samples = (
+        Library([amorphous(4, k) for k in range(25)], False),
+        Library([amorphous(4, k) for k in range(40, 50)], False),
+    )
+    every, rest = match(samples, references, nearest=None), match(samples, references, nearest=1, rest=True)
+    few = match(samples, references, nearest=1)
+    assert (rest.hit == every.hit).all() and few.hit.sum() < every.hit.sum()
+    both = every.hit
+    assert (rest.rms[both] >= every.rms[both] - 1e-9).all()
 
 
 def test_broken_structures():

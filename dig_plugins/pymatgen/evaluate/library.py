@@ -24,8 +24,11 @@ _NOT_REDUCED = (
     ArithmeticError,
     np.linalg.LinAlgError,
 )  # what pymatgen raises for broken structures
-NEAREST = 10
-"""References tried a structure; what that misses is measured by ``benchmarks/crystals.py``."""
+NEAREST, MANY = 30, 100
+"""References tried a structure: where distances are wanted, and where a tight match is, of which the first 30 miss some.
+
+What they miss is measured by ``benchmarks/crystal_matching.py``.
+"""
 
 
 class Library:
@@ -121,7 +124,7 @@ class Matches(NamedTuple):
 
 def match(
     structures: Library, references: Library, tolerances: Mapping[str, Tolerance] = TOLERANCES, *, nearest: int | None = NEAREST,
-    apart: np.ndarray | None = None, first: bool = False,
+    apart: np.ndarray | None = None, first: bool = False, rest: bool = False,
 ) -> Matches:  # fmt: skip
     """The best match of each structure among the ``nearest`` references by fingerprint (None: among all), at each tolerance.
 
@@ -129,7 +132,9 @@ def match(
     ----------
     tolerances: the loosest first, each within the one before: a pair that fails one is not tried at the next.
     apart: (n,) the reference that each structure is not compared with: itself, where structures are among the references.
-    first: be content with the first match at the tightest tolerance: hits are the same, distances upper bounds.
+    first: be content with the first match at the tightest tolerance: distances are upper bounds.
+    rest: where the nearest do not match, go on through all others to the first that does. Whether there is a match is then known
+        for certain; its distance is an upper bound.
 
     Raises IncompatibleError for libraries that reduce cells differently, or tolerances out of order.
     """
@@ -138,24 +143,30 @@ def match(
         raise IncompatibleError("expected both libraries with the same primitive_cell: use with_cells().")
     if any(a < b for loose, tight in zip(levels, levels[1:], strict=False) for a, b in zip(loose, tight, strict=True)):
         raise IncompatibleError(f"expected tolerances from loose to tight, got {[str(level) for level in levels]}.")
-    rms = np.full((len(structures), len(levels)), np.nan)
-    index = np.full(rms.shape, -1)
-    for i, candidates in enumerate(
-        structures.nearest(references, len(references) if nearest is None else nearest, apart)
-    ):
-        for j in candidates:
-            for level, tolerance in enumerate(levels):
-                found = rms_distance(structures[i], references[j], tolerance)
-                if math.isnan(found):
-                    break
-                if not found >= rms[i, level]:
-                    rms[i, level], index[i, level] = found, j
-            if first and index[i, -1] >= 0:
+    found = Matches(np.full((len(structures), len(levels)), np.nan), np.full((len(structures), len(levels)), -1))
+    count = len(references) if nearest is None else nearest
+    candidates = structures.nearest(references, len(references) if rest else count, apart)
+    for i, ordered in enumerate(candidates):
+        for k, j in enumerate(ordered):
+            missing = int(found.hit[i].sum())
+            if (first or k >= count) and missing == len(levels):
                 break
-    return Matches(rms, index)
+            # What is loose enough for an earlier reference is settled, once only hits are asked for.
+            _try(found, i, j, structures[i], references[j], levels, missing if k >= count else 0)
+    return found
 
 
-def classes(structures: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = NEAREST) -> np.ndarray:
+def _try(found: Matches, i: int, j: int, one: Reduced, other: Reduced, levels: Sequence[Tolerance], start: int) -> None:
+    """Note where a pair matches better than those before it, from level ``start`` on."""
+    for level in range(start, len(levels)):
+        rms = rms_distance(one, other, levels[level])
+        if math.isnan(rms):
+            return
+        if not rms >= found.rms[i, level]:
+            found.rms[i, level], found.index[i, level] = rms, j
+
+
+def classes(structures: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = MANY) -> np.ndarray:
     """(n,) class of each structure, numbered in order of first appearance: connected through pairs that match."""
     parent = np.arange(len(structures))
 

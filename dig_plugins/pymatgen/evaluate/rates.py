@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ import numpy as np
 from pymatgen.core import Structure
 
 from ..tables import markdown, percent
-from .library import NEAREST, Library, classes, match
-from .matcher import TOLERANCES, Tolerance
+from .library import MANY, NEAREST, Library, classes, match
+from .matcher import TOLERANCES, Tolerance, rms_distance
 
 __all__ = [
     "Coverage",
@@ -50,7 +51,9 @@ class MatchRow:
 
 @dataclass(frozen=True)
 class MatchReport:
-    """Rows of samples and controls; ``nearest`` references were tried a structure, so that rates are lower bounds."""
+    """Rows of samples and controls. Rates are those of trying all references; distances are the best of the ``nearest`` by fingerprint,
+    or of the first that matched where none of those did.
+    """
 
     rows: tuple[MatchRow, ...]
     nearest: int | None = NEAREST
@@ -103,7 +106,7 @@ def match_report(
             if who == "training":
                 found = _others(library, chosen, tolerances, nearest)
             else:
-                found = match(Library(members, primitive), library, tolerances, nearest=nearest).rms
+                found = match(Library(members, primitive), library, tolerances, nearest=nearest, rest=True).rms
             rows += [
                 _row(who, name, tolerance, primitive, found[:, level])
                 for level, (name, tolerance) in enumerate(tolerances.items())
@@ -128,7 +131,7 @@ def random_coordinates(
 
 
 def assign(
-    structures: Library, references: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = 5
+    structures: Library, references: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = MANY
 ) -> np.ndarray:
     """(n,) index of the reference that each structure matches best, -1 for none."""
     return match(structures, references, {"": tolerance}, nearest=nearest).index[:, 0]
@@ -161,10 +164,14 @@ class Coverage:
 
 
 def coverage(
-    references: Library, samples: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = NEAREST
+    references: Library, samples: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = MANY
 ) -> Coverage:  # fmt: skip
     """Which of the references were found; for references never trained on, recall of the sampler."""
     found = match(references, samples, {"": tolerance}, nearest=nearest, first=True).hit[:, 0]
+    # Among many samples a reference's own may not be its nearest; it is among the sample's.
+    for i, candidates in enumerate(samples.nearest(references, nearest)):
+        for j in candidates[~found[candidates]]:
+            found[j] = not math.isnan(rms_distance(references[j], samples[i], tolerance))
     return Coverage(found, np.array([len(s) for s in references.structures]), len(samples), tolerance)
 
 
@@ -185,7 +192,7 @@ class Diversity:
 
 
 def diversity(
-    samples: Library, training: Library, valid: np.ndarray | None = None, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = NEAREST
+    samples: Library, training: Library, valid: np.ndarray | None = None, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = MANY
 ) -> Diversity:  # fmt: skip
     """Uniqueness and novelty; a class of samples is new if none of them matches the training set.
 
@@ -207,7 +214,7 @@ def _others(
     library: Library, chosen: np.ndarray, tolerances: Mapping[str, Tolerance], nearest: int | None
 ) -> np.ndarray:
     """(m, T) best distance of each of the chosen members to all others."""
-    return match(library.part(chosen), library, tolerances, nearest=nearest, apart=chosen).rms
+    return match(library.part(chosen), library, tolerances, nearest=nearest, apart=chosen, rest=True).rms
 
 
 def _row(who: str, name: str, tolerance: Tolerance, primitive: bool, rms: np.ndarray) -> MatchRow:
