@@ -120,7 +120,16 @@ def test_coverage_of_a_set_by_itself_is_whole_and_by_another_is_none():
     assert coverage(Library(some), Library(others)).share == 0
     half = coverage(Library(some), Library(copies[:3] + others))
     assert half.covered.tolist() == [True] * 3 + [False] * 3
-    assert "50.0 %" in half.to_markdown()
+    assert "50.0 %" in half.to_markdown() and np.isnan(half.share_unknown)
+
+
+def test_coverage_tells_what_copying_the_training_set_would_cover():
+    held_out = [amorphous(4, seed) for seed in range(6)]
+    copied, new = [moved(s, 1, noise=0.01) for s in held_out[:4]], [moved(held_out[4], 2)]
+    found = coverage(Library(held_out), Library(copied + new), Library(copied))
+    assert found.known.tolist() == [True] * 4 + [False] * 2
+    assert found.share == pytest.approx(5 / 6) and found.share_unknown == 0.5
+    assert coverage(Library(held_out), Library(copied), Library(copied)).share_unknown == 0
 
 
 def test_classes_join_copies_and_nothing_else():

@@ -139,40 +139,68 @@ def assign(
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """``covered`` (n,) bool: which references one of ``samples`` structures matches within ``tolerance``; ``sizes`` (n,) their atoms."""
+    """``covered`` (n,) bool: which references one of ``samples`` structures matches within ``tolerance``; ``sizes`` (n,) their atoms.
+
+    ``known`` (n,) bool: which of them the training set itself matches, so that copying it covers them; None if it was not given.
+    """
 
     covered: np.ndarray
     sizes: np.ndarray
     samples: int
     tolerance: Tolerance
+    known: np.ndarray | None = None
 
     @property
     def share(self) -> float:
         """Of the references."""
         return float(self.covered.mean())
 
+    @property
+    def share_unknown(self) -> float:
+        """Of the references that the training set does not match; NaN if there are none, or it was not given."""
+        new = np.zeros(0, dtype=bool) if self.known is None else self.covered[~self.known]
+        return float(new.mean()) if len(new) else math.nan
+
     def to_markdown(self) -> str:
-        """A table by the number of atoms."""
-        rows = [
-            [str(n), percent(int(self.covered[self.sizes == n].sum()), int((self.sizes == n).sum()))]
-            for n in np.unique(self.sizes)
-        ]
-        rows.append(["all", percent(int(self.covered.sum()), len(self.covered))])
-        return markdown(
-            ["atoms", f"of {len(self.covered)} references found by {self.samples} samples at {self.tolerance}"], rows
-        )
+        """A table by the number of atoms, beside what the training set covers."""
+        head = ["atoms", "references", f"found by {self.samples} samples at {self.tolerance}"]
+        head += [] if self.known is None else ["matched by the training set", "found of the others"]
+        rows = [self._row(str(n), self.sizes == n) for n in np.unique(self.sizes)]
+        return markdown(head, [*rows, self._row("all", np.ones(len(self.covered), dtype=bool))])
+
+    def _row(self, name: str, member: np.ndarray) -> list[str]:
+        row = [name, str(int(member.sum())), percent(int(self.covered[member].sum()), int(member.sum()))]
+        if self.known is not None:
+            new = member & ~self.known
+            row += [
+                percent(int(self.known[member].sum()), int(member.sum())),
+                percent(int(self.covered[new].sum()), int(new.sum())),
+            ]
+        return row
 
 
 def coverage(
-    references: Library, samples: Library, tolerance: Tolerance = TOLERANCES["tight"], nearest: int = MANY
+    references: Library, samples: Library, training: Library | None = None, *, tolerance: Tolerance = TOLERANCES["tight"],
+    nearest: int = MANY,
 ) -> Coverage:  # fmt: skip
-    """Which of the references were found; for references never trained on, recall of the sampler."""
+    """Which of the references were found; for references never trained on, recall of the sampler.
+
+    ``training``: what it was trained on. A random search finds some minima many times over, a little deformed, so that a part of
+    those held out is in the training set all the same; the others are the ones to look at.
+    """
+    known = None if training is None else _found(references, training, tolerance, nearest)
+    sizes = np.array([len(structure) for structure in references.structures])
+    return Coverage(_found(references, samples, tolerance, nearest), sizes, len(samples), tolerance, known)
+
+
+def _found(references: Library, samples: Library, tolerance: Tolerance, nearest: int) -> np.ndarray:
+    """(n,) bool: which references a sample matches."""
     found = match(references, samples, {"": tolerance}, nearest=nearest, first=True).hit[:, 0]
     # Among many samples a reference's own may not be its nearest; it is among the sample's.
     for i, candidates in enumerate(samples.nearest(references, nearest)):
         for j in candidates[~found[candidates]]:
             found[j] = not math.isnan(rms_distance(references[j], samples[i], tolerance))
-    return Coverage(found, np.array([len(s) for s in references.structures]), len(samples), tolerance)
+    return found
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def evaluate(
             {} if hits is None else {"frequencies": frequencies(assign(library, known), np.asarray(hits), seed=seed)}
         )
     if held_out is not None:
-        found["coverage"] = coverage(Library(held_out), library)
+        found["coverage"] = coverage(Library(held_out), library, None if training is None else Library(training))
     if judge is not None and target is not None:
         found["hits"] = hit_rate(judged(structures, judge), target, base=base)
     if calculator is not None:
