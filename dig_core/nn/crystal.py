@@ -25,7 +25,7 @@ __all__ = ["CrystalGraphormer"]
 
 TWO_PI = 2 * math.pi
 _BOUND = 8.0  # standard deviations of the cell beyond which the network sees no difference: images stay countable
-_LOW, _HIGH = 0.02, 3.0  # of the atoms' noise: Angstrom at the start, radians of the fraction at the end
+_LOW, _HIGH = 0.02, 2.2  # of the atoms' noise: Angstrom at the start, radians of the fraction at the end (pairs of atoms are even to 2 %)
 
 
 class _Pairs(NamedTuple):
@@ -56,7 +56,7 @@ class CrystalGraphormer(nn.Module):
     """
 
     def __init__(
-        self, width: int = 96, heads: int = 4, layers: int = 4, basis: int = 24, *, cutoff: float = 5.0, channels: int = 16,
+        self, width: int = 80, heads: int = 4, layers: int = 4, basis: int = 24, *, cutoff: float = 5.0, channels: int = 16,
         conditions: int = 0, sharpness: float = 0.2, coordinates: dict | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -99,7 +99,7 @@ class Sizes:
         return {"noise": share * loss["noise"], "spread": share * self.spread_weight * loss["spread"]}
 
 
-def train(systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 128, rate: float = 2e-3, seed: int = 1, **network) -> DiG:
+def train(systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 96, rate: float = 4e-3, seed: int = 1, **network) -> DiG:
     """A network of these crystals, trained for about ``minutes`` of processor time; checkpoints in ``out``, ``network`` its options."""
     first = systems[0].descriptor
     fresh = CrystalGraphormer(**network, seed=seed)
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="of one processor core")
-    parser.add_argument("--batch", type=int, default=128, help="structures of 8 atoms a step")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=96, help="structures of 8 atoms a step")
+    parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--atoms", type=int, nargs="*", help="train on these sizes only")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
