@@ -131,7 +131,7 @@ class Anneal:
         """Local frames of seeded basins that the model has lost, or None."""
         if self.seeds is None:
             return None
-        seeds, _ = dig.coordinates.encode(Geometry(self.seeds.positions.double()), dig.descriptor)
+        seeds, _ = dig.coordinates.encode(Geometry(self.seeds.positions.double(), self.seeds.cell), dig.descriptor)
         log_target, _ = target_law(dig, task.needed_energy(), seeds)
         missing = lost(dig, fresh, seeds, log_target, state.beta, task.seed + len(state.history))
         state.evaluations += len(log_target)

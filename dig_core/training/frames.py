@@ -38,7 +38,8 @@ def frames_of(
     """
     states, forces = [], []
     for low in range(0, len(geometry.positions), batch):
-        state, _ = coordinates.encode(Geometry(geometry.positions[low : low + batch].double()), descriptor)
+        cell = None if geometry.cell is None else geometry.cell[low : low + batch].double()
+        state, _ = coordinates.encode(Geometry(geometry.positions[low : low + batch].double(), cell), descriptor)
         states.append(state)
         if energy is not None:
             forces.append(_force(coordinates, descriptor, state, energy, low, process))

@@ -19,6 +19,7 @@ from dig_core.score import NoiseScore
 from dig_core.system.crystal import compact, crystal
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.testing import check_score_model
+from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames
 from dig_core.types import Geometry, State
@@ -351,6 +352,24 @@ def test_density_does_not_see_the_choice_of_origin_images_or_pose():
     for other in (moved, wrapped(geometry), dig.coordinates.pose(geometry, Streams(5, range(3)))):
         assert torch.allclose(dig.log_prob(other, steps=3).value, wanted, atol=1e-6)
     assert float(wanted.std()) > 0
+
+
+def test_frames_hold_forces_on_atoms_and_strains_of_the_cell():
+    """Of an energy of positions and cell: against differences of log volume less energy, along both components."""
+
+    def energy(geometry: Geometry) -> torch.Tensor:
+        springs = geometry.cell.square().sum((1, 2)) + torch.linalg.solve(geometry.cell.mT, geometry.positions.mT).sin().sum((1, 2))
+        return springs + 0.1 * (geometry.positions[:, 1:] - geometry.positions[:, :1]).square().sum((1, 2))
+
+    coordinates, state = Crystal(), states(n=4)
+    frames = frames_of(coordinates, SALT, coordinates.decode(state, SALT), energy, batch=3)
+    way = {k: torch.randn(x.shape, generator=generator(2), dtype=DOUBLE) for k, x in state.items()}
+    ends = []
+    for sign in (1, -1):
+        moved = {k: x + sign * 1e-5 * way[k] for k, x in state.items()}
+        ends.append(coordinates.log_volume(moved, SALT) - energy(coordinates.decode(moved, SALT)))
+    slope = sum((frames.force[k].double() * way[k]).sum(1) for k in way)
+    assert torch.allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-3)
 
 
 KAPPA = 4.0
