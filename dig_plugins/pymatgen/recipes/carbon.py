@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Size", "Sizes", "read_minima", "sizes", "train"]
 
 _UNSEEN = 0.5  # hits of a minimum that only the file without duplicates has: the other half of the search found it
+_MIDDLE = 0.6  # of the times lie where the noise is a bond's part and structures are decided; the rest is spread evenly
 _EVENNESS = 0.7  # sizes are trained on as the power of their hits: small cells, of which there are many, do not take it all
 
 
@@ -94,12 +95,14 @@ class Sizes:
         count = max(4, round(batch * 8 / n))
         index = torch.multinomial(size.frames.weight, count, replacement=True, generator=order)  # type: ignore[arg-type]
         frames = Frames({name: x[index] for name, x in size.frames.state.items()})
-        loss = denoising_loss(score, frames, size.descriptor, stratified_times(count, order), noise)
+        times = stratified_times(count, order)
+        middle = torch.rand(count, generator=order) < _MIDDLE
+        loss = denoising_loss(score, frames, size.descriptor, torch.where(middle, 0.2 + 0.5 * times, times), noise)
         share = 1 / score.process.dim
         return {"noise": share * loss["noise"], "spread": share * self.spread_weight * loss["spread"]}
 
 
-def train(systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 96, rate: float = 4e-3, seed: int = 1, **network) -> DiG:
+def train(systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 64, rate: float = 4e-3, seed: int = 1, **network) -> DiG:
     """A network of these crystals, trained for about ``minutes`` of processor time; checkpoints in ``out``, ``network`` its options."""
     first = systems[0].descriptor
     fresh = CrystalGraphormer(**network, seed=seed)
@@ -154,7 +157,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="of one processor core")
-    parser.add_argument("--batch", type=int, default=96, help="structures of 8 atoms a step")
+    parser.add_argument("--batch", type=int, default=64, help="structures of 8 atoms a step")
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--atoms", type=int, nargs="*", help="train on these sizes only")
     parser.add_argument("--seed", type=int, default=1)
