@@ -17,7 +17,7 @@ from common import HERE, Figure, Findings, Options, Table, command_line
 
 from dig_core.files import write_atomically
 from dig_plugins.ase.adsorption import calculator_named, find_sites, read_images
-from dig_plugins.ase.adsorption.relax import Counted, relax
+from dig_plugins.ase.adsorption.relax import Counted, relax, relax_clean
 
 FRAMES = Path(os.environ.get("DIG_ALLOYS", HERE.parent.parent / "shared/data/adsorption/alloys_gemnet.extxyz.xz"))
 KEPT = HERE.parent / "runs" / "alloys.json"
@@ -46,10 +46,10 @@ def _measured(ends: list[Atoms], calculator, seed: int) -> dict:
         reference.append(np.inf if relaxed is None else relaxed.energy)
     found = find_sites(slab, "H", "adsorb-general", seed=seed, unseen=True)
     ours = found.relax(calculator, BEST, fmax=FMAX, steps=STEPS)
-    clean = relax(slab, Counted(calculator), fmax=FMAX, steps=STEPS)
+    clean = relax_clean(slab, Counted(calculator), fmax=FMAX, steps=STEPS)
     lowest = min((site.energy for site in ours), default=np.inf)
     return {
-        "slab": slab.get_chemical_formula(), "ends": len(ends), "reference": min(reference) - (clean.energy if clean else np.nan),
+        "slab": slab.get_chemical_formula(), "ends": len(ends), "reference": min(reference) - clean.energy,
         "spread": float(np.ptp(reference)), "ours": lowest, "sites": len(found), "calls": ours.n_calls, "reference_calls": counted.calls,
     }  # fmt: skip
 

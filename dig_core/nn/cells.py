@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IncompatibleError
-from .geometry import SOFTENING, PairList
+from .geometry import SOFTENING, PairList, envelope
 
 __all__ = ["PairImages", "pair_images", "short_basis"]
 
@@ -51,9 +51,7 @@ def pair_images(fractions: Tensor, vectors: Tensor, pairs: PairList, cutoff: flo
         chosen = steps.gather(1, kept.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, kept.shape[1:])
     seen = (gap[:, :, None] + chosen) @ short[:, None]
     distance = (seen.square().sum(-1) + SOFTENING).sqrt()
-    # The polynomial envelope of arXiv:2003.03123 with p = 4: three derivatives vanish at the cutoff.
-    x = (distance / cutoff).clamp(max=1.0)
-    near = (1 - 15 * x**4 + 24 * x**5 - 10 * x**6).masked_fill(found == torch.inf, 0.0)
+    near = envelope(distance, cutoff).masked_fill(found == torch.inf, 0.0)
     return PairImages(distance, seen / distance[..., None], near)
 
 

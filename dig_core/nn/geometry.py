@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PairList", "RadialBasis", "centre", "distances", "pair_list", "pair_types", "unit_vectors"]
+__all__ = ["PairList", "RadialBasis", "centre", "distances", "envelope", "pair_list", "pair_types", "unit_vectors"]
 
 SOFTENING = 1e-8
 """Angstrom^2 added to squared distances: lost in rounding beyond 0.3 Angstrom, and all derivatives exist at zero."""
@@ -59,6 +59,13 @@ def distances(positions: Tensor, pairs: PairList) -> Tensor:
     """(B, N, 3) Angstrom -> (B, P) Angstrom, softened at zero."""
     difference = positions.index_select(1, pairs.first) - positions.index_select(1, pairs.second)
     return (difference.square().sum(-1) + SOFTENING).sqrt()
+
+
+def envelope(distance: Tensor, cutoff: float) -> Tensor:
+    """1 at contact, 0 from ``cutoff`` Angstrom on: the polynomial of arXiv:2003.03123 with p = 4, whose derivatives vanish at the
+    cutoff up to the third."""
+    x = (distance / cutoff).clamp(max=1.0)
+    return 1 - 15 * x**4 + 24 * x**5 - 10 * x**6
 
 
 def unit_vectors(positions: Tensor) -> Tensor:

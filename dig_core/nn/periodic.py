@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embed import seeded
-from .geometry import FARTHEST, SOFTENING
+from .geometry import FARTHEST, SOFTENING, envelope
 from .graphormer import modulated_norm
 
 __all__ = ["EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "surroundings"]
@@ -72,9 +72,7 @@ def surroundings(queries: Tensor, atoms: Tensor, images: Images, cutoff: float, 
     seen = keys.gather(1, kept.flatten(1)[..., None].expand(-1, -1, 3)).view(*kept.shape, 3)
     gap = queries[:, :, None] - seen
     distance = (gap.square().sum(-1) + SOFTENING).sqrt()
-    # The polynomial envelope of arXiv:2003.03123 with p = 4: three derivatives vanish at the cutoff.
-    x = (distance / cutoff).clamp(max=1.0)
-    near = (1 - 15 * x**4 + 24 * x**5 - 10 * x**6).masked_fill(found == torch.inf, 0.0)
+    near = envelope(distance, cutoff).masked_fill(found == torch.inf, 0.0)
     return Surroundings(images.parent[kept], distance, gap / distance[..., None], near)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from tqdm.auto import tqdm
 
-from dig_core.errors import IncompatibleError, StateError
+from dig_core.errors import IncompatibleError
 from dig_core.random import Streams, as_seed
 
 from .anomaly import anomalies
@@ -25,7 +25,7 @@ from .frame import SlabFrame, slab_frame
 from .mesh import label_at
 from .place import as_adsorbate, place_adsorbate
 from .plane import wrap
-from .relax import Counted, Relaxed, hessian, relax
+from .relax import Counted, Relaxed, hessian, relax, relax_clean
 from .sites import Site, SiteSet
 from .symmetry import primitive_lattice
 
@@ -65,11 +65,7 @@ def grid_search(
         )
     wall, cpu = time.perf_counter(), time.process_time()
     counted = Counted(calculator)
-    clean = relax(slab, counted, fmax=fmax, steps=steps)
-    if clean is None:
-        raise StateError(
-            f"the clean slab has no energy: {counted.reason} Check the calculator's elements and settings."
-        )
+    clean = relax_clean(slab, counted, fmax=fmax, steps=steps)
     frame = slab_frame(slab, normal=normal)
     guest, anchor = as_adsorbate(adsorbate, anchor)
     starts = _starts(clean.atoms, guest, anchor, frame, spacing, orientations if len(guest) > 1 else 1)

@@ -11,7 +11,7 @@ from ase.optimize import BFGS
 
 from dig_core.errors import StateError
 
-__all__ = ["Counted", "Relaxed", "hessian", "relax"]
+__all__ = ["Counted", "Relaxed", "hessian", "relax", "relax_clean"]
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
 """What calculators raise on one configuration; ASE's own errors are RuntimeErrors. Others are bugs, and travel on."""
@@ -73,6 +73,14 @@ def relax(atoms: Atoms, calculator: Counted, *, fmax: float, steps: int) -> Rela
     if not np.isfinite(moved.positions).all():
         return None
     return Relaxed(moved, energy, bool(converged))
+
+
+def relax_clean(slab: Atoms, calculator: Counted, *, fmax: float, steps: int) -> Relaxed:
+    """The bare slab, relaxed: the zero of adsorption energies. Raises StateError if the calculator fails on it."""
+    clean = relax(slab, calculator, fmax=fmax, steps=steps)
+    if clean is None:
+        raise StateError(f"the clean slab has no energy: {calculator.reason} Check the calculator's elements and settings.")
+    return clean
 
 
 def hessian(atoms: Atoms, index: np.ndarray, calculator: Counted, step: float = 0.02) -> np.ndarray | None:

@@ -79,26 +79,15 @@ def calculator_named(name: str):
     ------
     IncompatibleError: another name, or a class that needs arguments. ImportError: what is to be installed.
     """
-    if name == "emt":
-        from ase.calculators.emt import EMT
-
-        return EMT()
-    if name == "sevennet":
+    if name in _NAMED:
+        make, package = _NAMED[name]
         try:
-            from sevenn.calculator import SevenNetCalculator
+            return make()
         except ModuleNotFoundError as error:
-            raise ImportError(f"the calculator sevennet needs {error.name}: pip install sevenn.") from error
-        return SevenNetCalculator("7net-0", device="cpu")
-    if name == "chgnet":
-        try:
-            from chgnet.model import CHGNet
-            from chgnet.model.dynamics import CHGNetCalculator
-        except ModuleNotFoundError as error:
-            raise ImportError(f"the calculator chgnet needs {error.name}: pip install chgnet.") from error
-        return CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
+            raise ImportError(f"the calculator {name} needs {error.name}: pip install {package}.") from error
     module, colon, kind = name.partition(":")
     if not (module and colon and kind):
-        raise IncompatibleError(f"expected a calculator as emt, chgnet, sevennet or module:Class, got {name!r}.")
+        raise IncompatibleError(f"expected a calculator as {', '.join(_NAMED)} or module:Class, got {name!r}.")
     make = getattr(importlib.import_module(module), kind, None)
     if not callable(make):
         raise IncompatibleError(f"the module {module} has no class or function {kind}: expected one that makes a calculator.")
@@ -106,6 +95,29 @@ def calculator_named(name: str):
         return make()
     except TypeError as error:
         raise IncompatibleError(f"{name} cannot be called without arguments ({error}): name a function that makes it.") from error
+
+
+def _emt():
+    from ase.calculators.emt import EMT
+
+    return EMT()
+
+
+def _chgnet():
+    from chgnet.model import CHGNet
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    return CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
+
+
+def _sevennet():
+    from sevenn.calculator import SevenNetCalculator
+
+    return SevenNetCalculator("7net-0", device="cpu")
+
+
+_NAMED = {"emt": (_emt, "ase"), "chgnet": (_chgnet, "chgnet"), "sevennet": (_sevennet, "sevenn")}
+"""Name -> what makes the calculator, and the package that it comes with."""
 
 
 def _guest(adsorbate: str) -> Atoms | str:

@@ -55,8 +55,9 @@ def find_sites(
     positions = hot.positions.copy()
     positions[good.numpy()] = torch.cat(tops).numpy()
     source = f"modes at {cool:g} K of {dig.card.name}, from {n} structures at {temperature:g} K, seed {seed}"
-    climbed = replace(hot, positions=positions, anomalies=(), log_q=None, source=source).labelled()
-    return replace(climbed.sites(_RADIUS, min_weight), wall_s=time.monotonic() - wall, cpu_s=time.process_time() - cpu)
+    climbed = replace(hot, positions=positions, anomalies=(), log_q=None).labelled()
+    spent = {"wall_s": time.monotonic() - wall, "cpu_s": time.process_time() - cpu}
+    return replace(climbed.sites(_RADIUS, min_weight), source=source, **spent)
 
 
 def _time_of(dig: DiG, width: float) -> float:

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.io import write
 
-from dig_core.errors import IncompatibleError, StateError
+from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 
 from .frame import SlabFrame, slab_frame
@@ -174,15 +174,13 @@ class SiteSet:
         """
         from .coverage import merged
         from .grid import relaxed_sites
-        from .relax import Counted, relax
+        from .relax import Counted, relax_clean
 
         chosen = merged(self)[:n]
         if any(site.positions is None for site in chosen):
             raise IncompatibleError("only sites with positions can be relaxed: those of an ensemble, or of a grid search.")
         counted = Counted(calculator)
-        clean = relax(self.slab, counted, fmax=fmax, steps=steps)
-        if clean is None:
-            raise StateError(f"the clean slab has no energy: {counted.reason} Check the calculator's elements and settings.")
+        clean = relax_clean(self.slab, counted, fmax=fmax, steps=steps)
         starts = [clean.atoms + Atoms(self.numbers, positions=site.positions) for site in chosen]
         return relaxed_sites(
             starts, clean, self.frame, counted, anchor=0, fmax=fmax, steps=steps, log=log, shares=[s.probability for s in chosen],
