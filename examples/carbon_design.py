@@ -1,6 +1,6 @@
 """Carbon crystals with a wanted band gap: design, judge, picture.
 
-python examples/carbon_design.py [--fast]       # no download, no GPU
+python examples/carbon_design.py [--fast]       # no download, no GPU; needs the model carbon, which does not ship yet: docs/materials.md
 
 The guide is the tight-binding gap with soft band edges, a torch function with gradients to positions and cell. Any other takes its
 place: predictor=f, f(geometry) -> (B,) of crystals (B, N, 3) with cells (B, 3, 3) in Angstrom.

@@ -82,7 +82,8 @@ class Designs:
 
     def table(self, n: int | None = 20, symprec: float = 0.1) -> str:
         """Markdown, the ``n`` likeliest first (all for None): formula, space group at ``symprec`` Angstrom, density, weight, properties."""
-        key = self.weights if self.log_likelihood is None else self.log_likelihood
+        weights = self.weights
+        key = weights if self.log_likelihood is None else self.log_likelihood
         order = np.lexsort((np.arange(len(self)), -np.where(self.valid, key, -np.inf)))[:n]
         head = [
             "",
@@ -100,7 +101,7 @@ class Designs:
             numbers = [f"{values[i]:.2f}" for values in self.properties.values()]
             numbers += [] if self.log_q is None else [f"{self.log_q[i]:.1f}"]
             size = f"{structure.volume / len(structure):.2f}"
-            weight = f"{self.weights[i]:.4f}" if self.valid[i] else "not valid"
+            weight = f"{weights[i]:.4f}" if self.valid[i] else "not valid"
             formula = structure.composition.formula.replace(" ", "")
             rows.append(
                 [str(i), formula, space_group(structure, symprec), f"{structure.density:.2f}", size, weight, *numbers]

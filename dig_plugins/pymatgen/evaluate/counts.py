@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import jensenshannon
 
 from dig_core.errors import IncompatibleError
 
@@ -76,11 +77,4 @@ def frequencies(assigned: np.ndarray, hits: np.ndarray, *, halves: int = 100, se
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
     """Distance of two distributions, (K,) of any scale: square root of the divergence in bits, 0 to 1 (doi:10.1109/TIT.2003.813506)."""
-    p, q = (np.asarray(x, dtype=np.float64) / np.sum(x) for x in (p, q))
-    middle = (p + q) / 2
-
-    def bits(x: np.ndarray) -> float:
-        here = x > 0
-        return float((x[here] * np.log2(x[here] / middle[here])).sum())
-
-    return float(np.sqrt(max(0.0, (bits(p) + bits(q)) / 2)))
+    return float(jensenshannon(p, q, base=2))

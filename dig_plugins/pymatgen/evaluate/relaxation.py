@@ -21,7 +21,8 @@ _FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
 class Relaxation:
     """``gain`` (n,) eV/atom, what relaxation won of energy (of enthalpy at ``pressure`` GPa; None for a fixed cell); NaN where it failed.
 
-    ``energy`` (n,) eV/atom after it, ``converged`` (n,) bool, ``structures`` after it (None where it failed), ``calls`` of the calculator.
+    ``energy`` (n,) eV/atom after it, ``converged`` (n,) bool, ``structures`` after it (None where it failed), ``calls`` of the
+    calculator, those of failures included.
     """
 
     gain: np.ndarray
@@ -61,14 +62,15 @@ def relax(
         atoms.calc = calculator
         outside = 0.0 if pressure is None else pressure * units.GPa
         moving = atoms if pressure is None else FrechetCellFilter(atoms, scalar_pressure=outside)
-        try:
-            before = atoms.get_potential_energy() + outside * atoms.get_volume()
-            with BFGS(moving, maxstep=0.1, logfile=None) as optimiser:
+        with BFGS(moving, maxstep=0.1, logfile=None) as optimiser:
+            try:
+                before = atoms.get_potential_energy() + outside * atoms.get_volume()
                 done = optimiser.run(fmax=fmax, steps=steps)
-            after = atoms.get_potential_energy() + outside * atoms.get_volume()
-        except _FAILURES:
-            continue
-        calls += optimiser.nsteps + 1
+                after = atoms.get_potential_energy() + outside * atoms.get_volume()
+            except _FAILURES:
+                continue
+            finally:
+                calls += optimiser.nsteps + 1
         if np.isfinite(before) and np.isfinite(after):
             gain[i], energy[i], converged[i] = (before - after) / len(atoms), after / len(atoms), bool(done)
             relaxed[i] = from_atoms(atoms)

@@ -8,10 +8,11 @@ DIR holds carbon24_unique_{train,val}.extxyz.gz (Carbon-24 without duplicates, C
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dig_core.errors import IncompatibleError
+from dig_core.files import write_atomically
 from dig_core.types import Geometry
 from dig_plugins.pymatgen.gap.dftb import PBE, TightBindingGap
 from dig_plugins.pymatgen.gap.learned import GapNetwork, LearnedGap, Surroundings, surroundings
@@ -79,7 +81,7 @@ def label(crystals: Sequence[Labelled], cache: Path, seed: int, block: int = 100
         copies = [moved(one, rng) for one, rng in zip(some, rngs, strict=True)]
         if not place.exists():
             with torch.no_grad():
-                np.save(place, torch.cat([gap(copy) for copy in copies]).numpy())
+                write_atomically(place, _bytes(np.save, torch.cat([gap(copy) for copy in copies]).numpy()))
             log.info("labelled %d of %d", start + len(some), len(crystals))
         values = np.load(place)
         found += [Labelled(c.positions[0], c.cell[0], float(v)) for c, v in zip(copies, values, strict=True) if np.isfinite(v)]
@@ -138,9 +140,17 @@ def train(
         schedule.step()
         average.update_parameters(network)
         if (step + 1) % 100 == 0:
-            torch.save({"step": step + 1, "parts": [part.state_dict() for part in parts]}, place)
+            held = {"step": step + 1, "parts": [part.state_dict() for part in parts]}
+            write_atomically(place, _bytes(lambda stream, x: torch.save(x, stream), held))
             log.info("step %d loss %.4f", step + 1, float(loss.detach()))
     return average.module.eval().requires_grad_(False)
+
+
+def _bytes(save: Callable, value) -> bytes:
+    """What ``save(stream, value)`` writes."""
+    stream = io.BytesIO()
+    save(stream, value)
+    return stream.getvalue()
 
 
 def errors(found: Tensor, wanted: Tensor) -> dict[str, float]:
@@ -203,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     span = [round(end(one.gap for one in minima), 2) for end in (min, max)]
     report = card(network, val, off, {"trained_on": counts, "range": span})
     LearnedGap(network, report).save(given.out / "carbon-gap.safetensors")
-    (given.out / "card.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_atomically(given.out / "card.json", json.dumps(report, indent=1).encode())
     log.info("%s", json.dumps(report, indent=1))
 
 
