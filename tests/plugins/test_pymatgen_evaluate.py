@@ -123,6 +123,7 @@ def test_relaxation_gains_what_the_energy_loses_and_failures_are_counted():
     assert np.isnan(found.gain[2]) and found.structures[2] is None and found.converged.tolist() == [True, True, False]
     np.testing.assert_allclose(found.structures[1].lattice.matrix, off.lattice.matrix)
     assert "| 3 | 1 | 2 |" in found.to_markdown()
+    assert found.calls == relax([crystal, off], calculator, fmax=1e-3).calls + 1
 
 
 def test_relaxation_under_pressure_shrinks_the_cell():
