@@ -33,12 +33,16 @@ class Reason(IntEnum):
 
 
 class Candidates(NamedTuple):
-    """n weighed proposals: positions (n, N, 3) Angstrom; ``u``, ``log_q`` (n,) float64; ``reason`` (n,) of :class:`Reason`."""
+    """n weighed proposals: positions (n, N, 3) Angstrom; ``u``, ``log_q`` (n,) float64; ``reason`` (n,) of :class:`Reason`.
+
+    ``cell`` (n, 3, 3) Angstrom, rows are lattice vectors, zero for proposals that come without.
+    """
 
     positions: np.ndarray
     u: np.ndarray
     log_q: np.ndarray
     reason: np.ndarray
+    cell: np.ndarray = np.zeros((0, 3, 3))
 
     @property
     def log_weight(self) -> np.ndarray:
@@ -168,7 +172,9 @@ class Pool:
         reason[~np.isfinite(log_q)] = Reason.DENSITY
         reason[~np.isfinite(energies)] = Reason.ENERGY
         reason[~samples.valid.numpy()] = Reason.INVALID
-        return Candidates(samples.geometry.positions.numpy(), energies, log_q, reason)
+        positions, cell = samples.geometry
+        cells = np.zeros((self.batch, 3, 3)) if cell is None else cell.numpy()
+        return Candidates(positions.numpy(), energies, log_q, reason, cells)
 
 
 class MonteCarlo:
@@ -177,10 +183,14 @@ class MonteCarlo:
     Parameters
     ----------
     proposal, energy: what proposes and what is sampled; the proposal must be exact.
-    start: one structure (1, N, 3) Angstrom.
+    start: one structure (1, N, 3) Angstrom; with its cell (1, 3, 3) where proposals have one.
     seed: of proposals, paths and decisions; ``batch`` proposals are prepared at a time.
     scheme: ``"metropolis"`` or ``"isir"``.
     local: maps (positions (N, 3) Angstrom, block number) to positions, leaving exp(-u) invariant by itself, or None.
+
+    Attributes
+    ----------
+    positions, cell: the current state, (N, 3) and (3, 3) or None. cells: (M, 3, 3) of the last block's visited states, or None.
     """
 
     def __init__(
@@ -202,6 +212,8 @@ class MonteCarlo:
         self._floating = "translation" in getattr(proposal, "gauge", _FREE)
         self.pool = Pool(proposal, energy, seed=seed, batch=batch)
         self.positions = start.positions.detach().cpu().double().reshape(-1, 3).numpy().copy()
+        self.cell = None if start.cell is None else start.cell.detach().cpu().double().reshape(3, 3).numpy().copy()
+        self.cells: np.ndarray | None = None
         self.blocks = 0
 
     def block(self, n: int) -> tuple[np.ndarray, Records]:
@@ -211,21 +223,26 @@ class MonteCarlo:
         """
         if self.local is not None:
             self.positions = self.local(self.positions, self.blocks)
-        log_weight = self.log_weight(self.positions)
+        log_weight = self.log_weight(self.positions, self.cell)
         candidates = self.pool.take(n)
         path, records = SCHEMES[self.scheme](log_weight, candidates, Streams.chain(self.seed, self.blocks))
         # Proposals that forget where they are come centred; the chain keeps the centroid that the current state had.
         shifted = candidates.positions + (self.positions.mean(axis=0) if self._floating else 0.0)
-        visited = np.where((path >= 0)[:, None, None], shifted[path], self.positions)
+        moved = (path >= 0)[:, None, None]
+        visited = np.where(moved, shifted[path], self.positions)
         self.positions = visited[-1].copy()
+        if self.cell is not None and candidates.cell.any():
+            self.cells = np.where(moved, candidates.cell[path], self.cell)
+            self.cell = self.cells[-1].copy()
         self.blocks += 1
         return visited, records
 
-    def log_weight(self, positions: np.ndarray) -> float:
-        """-u - log_q of one structure (N, 3) over a fresh path."""
+    def log_weight(self, positions: np.ndarray, cell: np.ndarray | None = None) -> float:
+        """-u - log_q of one structure (N, 3), in its cell (3, 3) if it has one, over a fresh path."""
         if not np.isfinite(positions).all():
             raise StateError("the current positions are not finite: the simulation has blown up. Minimise, or shorten the time step.")
-        geometry = Geometry(torch.as_tensor(positions, dtype=torch.float64)[None])
+        lattice = None if cell is None else torch.as_tensor(cell, dtype=torch.float64)[None]
+        geometry = Geometry(torch.as_tensor(positions, dtype=torch.float64)[None], lattice)
         with torch.no_grad():
             u = reduced_energy(self.energy, geometry)
             log_q = self.proposal.log_q(geometry, Streams(self.seed, [_REFRESH + self.blocks]))
@@ -233,13 +250,16 @@ class MonteCarlo:
 
     def state_dict(self) -> dict:
         """Everything a later process needs to go on with the same numbers."""
-        return {"positions": self.positions.copy(), "blocks": self.blocks, "next": self.pool.next, "seed": self.seed}
+        cell = {} if self.cell is None else {"cell": self.cell.copy()}
+        return {"positions": self.positions.copy(), **cell, "blocks": self.blocks, "next": self.pool.next, "seed": self.seed}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from :meth:`state_dict`; the seed must be the one the chain was made with."""
         if int(state["seed"]) != self.seed:
             raise IncompatibleError(f"this chain was made with seed {self.seed}, the saved one with {int(state['seed'])}: use that seed.")
         self.positions, self.blocks, self.pool.next = np.array(state["positions"]), int(state["blocks"]), int(state["next"])
+        if "cell" in state:
+            self.cell = np.array(state["cell"])
 
 
 def reduced_energy(energy: Energy, geometry: Geometry) -> Tensor:

@@ -8,11 +8,13 @@ from ..lazy import lazily
 _HOME = {
     "ASEEnergy": "energy",
     "Block": "dynamics",
+    "CrystalEnergy": "crystal",
     "DiGCalculator": "calculator",
     "DiGDynamics": "dynamics",
     "DiGSampler": "sampler",
     "check_atoms": "convert",
     "describe": "convert",
+    "fit_crystal": "crystal",
     "kT": "convert",
     "read": "convert",
     "to_atoms": "convert",

@@ -29,10 +29,14 @@ _SHIFT, _FELT = 0.2, 0.05  # Angstrom along each axis, and kT of difference that
 
 
 class Block(NamedTuple):
-    """What a step did: ``positions`` (M, N, 3) Angstrom, the state after each test; ``records``, one row a proposal."""
+    """What a step did: ``positions`` (M, N, 3) Angstrom, the state after each test; ``records``, one row a proposal.
+
+    ``cell`` (M, 3, 3) Angstrom where proposals come with cells, else None.
+    """
 
     positions: np.ndarray
     records: Records
+    cell: np.ndarray | None = None
 
 
 class DiGDynamics(BaseDynamics):
@@ -137,6 +141,7 @@ class DiGDynamics(BaseDynamics):
         """MD or a local move, then a block of proposals. Raises StateError if the current structure cannot be used."""
         atoms, chain = self.atoms, self._chain
         chain.positions = atoms.positions.copy()
+        chain.cell = None if chain.cell is None else atoms.cell.array.copy()
         number = chain.blocks
         try:
             visited, records = chain.block(self.proposals)
@@ -144,10 +149,17 @@ class DiGDynamics(BaseDynamics):
             trace = getattr(self.energy, "first_traceback", None)
             raise StateError(f"{error} The energy first failed with:\n{trace}" if trace else str(error)) from error
         atoms.set_positions(visited[-1], apply_constraint=False)
+        self._keep_cell()
         if records.accepted.any() and self.md is not None:
             self._draw_velocities(number)
         self.statistics = self.statistics.after(records)
-        self.block = Block(visited, records)
+        self.block = Block(visited, records, chain.cells)
+
+    def _keep_cell(self) -> None:
+        """The chain's cell is that of the atoms: a crystal's proposals change it."""
+        if self._chain.cells is not None:
+            self.atoms.set_cell(self._chain.cell)
+            self._cell = self.atoms.cell.array.copy()
 
     def state_dict(self) -> dict:
         """Positions, momenta, counters; numbers, arrays and dicts."""
@@ -162,6 +174,9 @@ class DiGDynamics(BaseDynamics):
         """Go on from :meth:`state_dict` of a chain of the same seed, made the same way."""
         self._chain.load_state_dict(state["chain"])
         self.atoms.set_positions(self._chain.positions, apply_constraint=False)
+        if "cell" in state["chain"]:
+            self.atoms.set_cell(self._chain.cell)
+            self._cell = self.atoms.cell.array.copy()
         self.statistics, self.nsteps = Statistics(**state["statistics"]), int(state["nsteps"])
         if self.md is not None:
             self.atoms.set_momenta(state["momenta"], apply_constraint=False)
