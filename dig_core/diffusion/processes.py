@@ -180,4 +180,4 @@ class Joint(Mapping[str, Diffusion]):
 def _draw(rng: Streams | torch.Generator, like: Tensor, space: Space) -> Tensor:
     if isinstance(rng, Streams):
         return rng.normal(*space.shape, dtype=like.dtype).to(like.device)
-    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)

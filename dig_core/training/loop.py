@@ -179,7 +179,7 @@ class _Trainer:
             self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         except (SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not of this run ({error}): use another directory, or delete it to start anew.") from error
-        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
+        self.average = {k: tensors[f"average.{k}"].to(v.device) for k, v in self.model.state_dict().items()}
         state: dict[int, dict] = {}
         for key in (k for k in tensors if k.startswith("optimiser.")):
             _, number, name = key.split(".")

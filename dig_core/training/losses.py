@@ -39,6 +39,11 @@ class Frames:
         force = None if self.force is None else {name: f[index] for name, f in self.force.items()}
         return Frames(pick, force, None if self.weight is None else self.weight[index])
 
+    def to(self, device: torch.device) -> Frames:
+        """The same on another device."""
+        state, force = (None if part is None else {n: x.to(device) for n, x in part.items()} for part in (self.state, self.force))
+        return Frames(state, force, None if self.weight is None else self.weight.to(device))  # type: ignore[arg-type]
+
 
 class Objective(Protocol):
     """What a training step makes small: the sum of the scalars returned for a batch.
@@ -112,14 +117,17 @@ def denoising_loss(
     ``t`` (B,) in (0, 1]. ``company``: more frames for the targets, see :func:`averaged`. Returns scalars ``noise`` (its
     integral over uniform t is the Kullback-Leibler divergence of the paths up to a constant, in nats) and ``spread`` (normal
     negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
+    All is computed where the model is.
     """
+    weight = next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t
+    frames, t, company = frames.to(weight.device), t.to(weight.device), None if company is None else company.to(weight.device)
+    fisher = None if fisher is None else {name: x.to(weight.device) for name, x in fisher.items()}
     noised = model.process.noise(frames.state, t, rng)
     target = blend(model, frames, noised, t, fisher) if company is None else averaged(model, frames, company, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)
     error, misfit = torch.zeros_like(t), torch.zeros_like(t)
     for name, process in model.process.items():
-        weight = 0.5 * process.weight(t)
-        error = error + weight * ((moments.noise[name] - target[name]) ** 2).flatten(1).sum(1)
+        error = error + 0.5 * process.weight(t) * ((moments.noise[name] - target[name]) ** 2).flatten(1).sum(1)
         # The noise as drawn, whole turns included: its variance is the one that reverse kernels on a torus have.
         left = (noised.drawn[name] - moments.noise[name].detach()) ** 2
         spread = moments.spread[name] + 1e-6

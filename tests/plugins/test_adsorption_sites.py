@@ -9,6 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("ase")
+from ase import Atoms
 from ase.build import fcc111, fcc211
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
@@ -29,6 +30,7 @@ from dig_plugins.ase.adsorption import (
 )
 from dig_plugins.ase.adsorption.coverage import distances, merged
 from dig_plugins.ase.adsorption.plane import shortest
+from dig_plugins.ase.adsorption.relax import Counted, hessian, relax
 
 H_PT = SiteSurface.from_table("Pt", "H")
 COPIES = {"fcc": [(1 / 3, 1 / 3)], "hcp": [(2 / 3, 2 / 3)], "bridge": [(0.5, 0), (0, 0.5), (0.5, 0.5)], "top": [(0, 0)]}
@@ -65,6 +67,35 @@ def ensemble(xyz, **fields):
 def places(surface=ON, frame=None):
     frame = frame or slab_frame(SLAB)
     return {site: np.array([frame.xy(surface.origin + np.array(c) @ surface.vectors) for c in cs]) for site, cs in COPIES.items()}
+
+
+class Springs(Calculator):
+    """Two atoms bound to the origin by a quadratic form of their six coordinates, the rest free."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.matrix = matrix
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=None):
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions[:2].ravel()
+        forces = np.zeros((len(self.atoms), 3))
+        forces[:2] = -(self.matrix @ x).reshape(2, 3)
+        self.results = {"energy": 0.5 * x @ self.matrix @ x, "forces": forces}
+
+
+def test_curvatures_of_springs_are_exact_wherever_the_relaxation_ends():
+    """Three calls an atom; forces that are left where it ended drop out."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(6, 6))
+    matrix, counted = half @ half.T + np.eye(6), Counted(Springs(half @ half.T + np.eye(6)))
+    for steps in (0, 200):
+        end = relax(Atoms("H2Pt", rng.normal(size=(3, 3))), counted, fmax=1e-3, steps=steps)
+        before = counted.calls
+        assert np.abs(hessian(end, np.array([0, 1]), counted) - matrix).max() < 1e-9
+        assert counted.calls - before == 6 and end.converged == bool(steps)
 
 
 @pytest.fixture(scope="module")

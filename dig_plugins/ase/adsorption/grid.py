@@ -198,7 +198,7 @@ def _examined(group: list[tuple[Site, Relaxed]], table: SiteSet, counted: Counte
     """The lowest of a group with its label, its copies in the primitive cell, and whether it is a minimum."""
     site, end = group[0]
     slab, guest = end.atoms[:n], np.arange(n, len(end.atoms))
-    matrix = hessian(end.atoms, guest, counted)
+    matrix = hessian(end, guest, counted)
     minimum = None if matrix is None else bool(np.linalg.eigvalsh(matrix)[0] > _SADDLE)
     label, coordination = label_at(slab, table.frame, end.atoms.positions[binding_atom(end.atoms, n)])
     copies = table.multiplicity(site.xy)

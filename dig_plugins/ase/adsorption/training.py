@@ -52,7 +52,7 @@ def fresh(descriptor: Descriptor, *, width: int = 48, seed: int = 0) -> DiG:
     """The same for a descriptor; ``width`` of the network."""
     network = AdsorptionGraphormer(width=width, conditions=1, seed=seed)
     model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
-    return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=24))
+    return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=48))
 
 
 def fit_adsorption(

@@ -117,7 +117,7 @@ def _card(model: str, steps: int, systems: int, facets: Sequence[str] | None = N
     """What the checkpoint says of itself; ``facets`` that it learned from, all if None."""
     history = [{"stage": "denoise", "systems": systems, "steps": steps, "recipe": "dig_plugins/ase/recipes/adsorption.py"}]
     shared: dict = {
-        "name": f"adsorb-{model}", "steps": 24, "history": history, "limits": "rigid adsorbates; the slab as given, unless yielding",
+        "name": f"adsorb-{model}", "steps": 48, "history": history, "limits": "rigid adsorbates; the slab as given, unless yielding",
         "intended_use": "samples, sites and Monte Carlo proposals of an adsorbate on any slab; exact once an energy weighs them",
     }  # fmt: skip
     if model == "fcc111":

@@ -164,7 +164,7 @@ def main() -> None:
             to = given.out / f"{name}-{guest}.npz"
             if to.exists() or (len(guest) > 1 and name not in MOLECULAR):
                 continue
-            count = int((24 + 6 * area) * (1.0 if len(guest) == 1 else 1.6))
+            count = int((24 + 6 * area) * (1.0 if len(guest) == 1 else MOLECULAR[name]))
             found = label(slab, adsorbate(guest), vectors, calculator, count, np.random.default_rng([given.seed, len(name), ord(guest[0])]))
             part = to.with_suffix(".part.npz")
             np.savez(part, positions=found.positions, energy=found.energy, force=found.force)

@@ -44,9 +44,13 @@ _NAMES = [
     "Cu3Pt-fcc111", "Pd3Ag-fcc111", "Ni3Au-fcc111", "Ni-fcc211", "Pd-fcc211", "Rh-fcc211", "Ru-hcp0001", "Fe-bcc110", "W-bcc110",
     "Pt-fcc100", "Rh-fcc100", "Ir-fcc100", "Ag-fcc211", "Mo-bcc110", "Ta-bcc110", "Ti-hcp0001", "Co-hcp0001",
 ]  # fmt: skip
-_STEPS = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211"}
-MOLECULAR = {*(n for n in _NAMES if n.endswith(("fcc111", "fcc100")) and "3" not in n), "Cu3Pt-fcc111", *_STEPS}
-"""Slabs on which molecules are labelled too: they take many more labels than atoms."""
+_OPEN = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211", "Cu-fcc110", "Pd-fcc110"}
+MOLECULAR = {
+    n: 3.2 if n in _OPEN else 1.6
+    for n in _NAMES
+    if n in _OPEN or n == "Cu3Pt-fcc111" or (n.endswith(("fcc111", "fcc100")) and "3" not in n)
+}
+"""Slabs on which molecules are labelled too -> labels for one of an atom: a molecule's tilt has more ways to go where a surface is open."""
 
 SLABS = {name: _recipe(name) for name in _NAMES}
 HELD_OUT = {
