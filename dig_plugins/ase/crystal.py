@@ -88,14 +88,14 @@ def fit_crystal(
 
     A population is annealed from the prior (uniform places in cells of the usual volume) to that law
     (:class:`~dig_core.training.population.Population`), the model is trained on it, and then on its own samples, reweighted
-    exactly. ``Fitted.ess`` says what those weights are worth; nothing else here depends on it. The temperature decides what is found: near
-    zero the lowest minimum, at thousands of K all minima within a few kT.
+    exactly; ``Fitted.raw_ess`` says what such weights are worth. The temperature decides what is found: when it is low the lowest
+    minimum, at thousands of K many minima, as often as their free energies say.
 
     Parameters
     ----------
     composition: atoms in the cell, ``"C8"`` or ``{"C": 8}``. calculator: ASE's, or a function that makes one, with stress.
     temperature: K. pressure: GPa. evaluations: of the calculator, at most about. steps: of training, shared among the stages.
-    volume: Angstrom^3 an atom where the search begins; by default that of atoms 1.23 times their covalent radii wide.
+    volume: Angstrom^3 an atom where the population begins; by default 1.85 cubes two covalent radii wide (6.5 for carbon).
     physics: share of the steps that the Fokker-Planck equation is trained on (PIDP) between data and reweighting.
     out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
     network: of :class:`~dig_core.nn.CrystalGraphormer`, such as ``width``.
@@ -108,7 +108,7 @@ def fit_crystal(
     began, seed = time.monotonic(), as_seed(seed)
     numbers = _numbers(composition)
     energy = CrystalEnergy(calculator, numbers, temperature, pressure=pressure, executor=executor)
-    about = {"numbers": numbers, "temperature": temperature, "pressure": pressure, "volume": volume, "seed": seed, **network}
+    about = {"numbers": numbers, "temperature": temperature, "pressure": pressure, "volume": volume, **network}
     out = None if out is None else _own(Path(out), about)
     dig = _untrained(numbers, volume, seed % 2**31, network)
     done = run_stages(

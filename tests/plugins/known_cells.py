@@ -13,7 +13,9 @@ UPPER = np.triu_indices(3)
 
 
 class Metric:
-    """E = kT sum over i <= j of (G_ij / EDGE^2 - 1_ij)^2 / (2 SPREAD^2), G = cell cell^T; two atoms add - DEPTH kT sum cos 2 pi (f_2 - f_1).
+    """E = kT sum over i <= j of (G_ij / EDGE^2 - 1_ij)^2 / (2 SPREAD^2), G = cell cell^T.
+
+    Two atoms add -DEPTH kT times the sum of cos(2 pi f), f the fractions of their gap.
 
     With one atom and no pressure, exp(-E/kT) over atoms and cells makes G normal: Lebesgue's measure of the cell is det(G)^(-1/2) dG
     (Muirhead 1982, theorem 2.1.14), and the atom adds the volume det(G)^(1/2).
