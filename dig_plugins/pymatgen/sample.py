@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.random import Streams, as_seed
 from dig_core.sampling.guidance import Property, PropertyGuidance
 from dig_core.sampling.likelihoods import Likelihood, Range, Value
+from dig_core.sampling.rejection import accepted
 from dig_core.system.crystal import crystal
 from dig_core.system.descriptor import Descriptor
 from dig_core.types import Geometry, Samples
@@ -33,12 +34,16 @@ _GAP = "gap"
 
 def design(
     composition: str | Mapping[str, int] | Composition, n: int, *, model: DiG | str | Path = "carbon", target: Any = None,
-    predictor: Any = None, strength: float = 1.0, width: float | Mapping[str, float] = 0.25, seed: int | None = None,
-    steps: int | None = None, method: str = "path", through: str = "model", batch: int = 128,
+    predictor: Any = None, by: str = "rejection", strength: float = 1.0, width: float | Mapping[str, float] = 0.25,
+    seed: int | None = None, steps: int | None = None, method: str = "path", through: str = "model", batch: int = 128,
+    most: int | None = None,
 ) -> Designs:  # fmt: skip
     """``n`` crystals of a composition, drawn to meet the targets if there are any.
 
-    Nothing is filtered, nothing relaxed. A structure of which a predictor returns NaN is kept, marked as not valid and counted.
+    Nothing is relaxed. With ``by="rejection"`` the designs are independent draws of the model's law times the likelihood of the targets,
+    exactly, and cost one over its probability: some 15 draws a design where one crystal in 15 has what is wanted. ``by="guidance"`` pulls
+    every draw towards the targets instead, which pays where they are rarer than that; its designs need their weights to be exact, and one
+    of which a predictor returns NaN is kept, marked as not valid and counted.
 
     Parameters
     ----------
@@ -51,9 +56,10 @@ def design(
     predictor: differentiable, called with a Geometry (and ``descriptor`` or its ``numbers``, if it has an argument of that name),
         returns (B,) values in its own unit. A mapping for several, by the names of the targets. A single one is called "gap",
         and None is the tight-binding gap of carbon, eV.
+    by: "rejection" or "guidance". most: draws at which rejection gives up, 1,000 + 100 n if None; what it has by then is returned.
     strength: 1 is Bayes' rule, more concentrates. width: standard deviation of a target, and of the edges of a range.
     steps, method: of the sampler; ``"path"`` gives log_q and, with a target, weights; solvers' names do not.
-    through: see :class:`~dig_core.sampling.guidance.PropertyGuidance`.
+    through: of guidance, see :class:`~dig_core.sampling.guidance.PropertyGuidance`.
 
     Raises
     ------
@@ -62,26 +68,69 @@ def design(
     """
     dig = model if isinstance(model, DiG) else models.load(model)
     seed, n = as_seed(seed), int(n)
-    if n < 1:
-        raise IncompatibleError(f"expected at least one structure, got n = {n}.")
+    if n < 1 or by not in ("rejection", "guidance"):
+        raise IncompatibleError(f'expected at least one structure, by "rejection" or "guidance", got n = {n} and by = {by!r}.')
     wanted = _wanted(target, predictor, width)
     notes = [note for name, (likelihood, find) in wanted.items() for note in _outside(name, likelihood, find)]
-    cells, more = _cells(composition, n, dig, seed)
     properties = [Property(_called(find), likelihood, name) for name, (likelihood, find) in wanted.items()]
     guidance = (PropertyGuidance(*properties, strength=strength, through=through),) if properties else ()
-    drawn, start = [], 0
-    for numbers, count in cells:
-        descriptor = crystal(numbers)
-        on, options = dig.on(descriptor), {"seed": seed, "steps": steps, "method": method, "batch": batch}
-        drawn += [(descriptor, samples) for samples in on.stream(count, start=start, guidance=guidance, **options)]
-        start += count
+    options = {"seed": seed, "steps": steps, "method": method, "batch": batch}
+    if guidance and by == "rejection":
+        most = 1000 + 100 * n if most is None else int(most)
+        drawn, more, how = _accepted(composition, n, dig, guidance[0], strength, most, options)
+    else:
+        (drawn, more), how = _drawn(composition, n, dig, guidance, 0, options), "guidance" if wanted else "unguided"
     found = _joined(drawn, wanted)
+    if by == "rejection" and len(found["structures"]) > n:
+        found = _some(found, n, Streams.chain(seed, 2**33))
     notes += more + _missed(found["properties"], wanted)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    source = f"{dig.card.name}, {'guided' if wanted else 'unguided'}, {method}, {dig.card.steps if steps is None else steps} steps"
+    source = f"{dig.card.name}, {how}, {method}, {dig.card.steps if steps is None else steps} steps"
     targets = {name: _words(likelihood) for name, (likelihood, _) in wanted.items()}
     return Designs(**found, targets=targets, source=source, seed=seed, notes=tuple(notes))
+
+
+_Drawn = list[tuple[Descriptor, Samples]]
+
+
+def _drawn(composition: Any, n: int, dig: DiG, guidance: Sequence[PropertyGuidance], start: int, options: dict) -> tuple[_Drawn, list[str]]:
+    """Draws ``start`` to ``start + n``, their sizes from the training histogram where the composition leaves them open; and notes."""
+    cells, notes = _cells(composition, n, dig, Streams.chain(options["seed"], start))
+    drawn: _Drawn = []
+    for numbers, count in cells:
+        descriptor = crystal(numbers)
+        drawn += [(descriptor, x) for x in dig.on(descriptor).stream(count, start=start, guidance=guidance, **options)]
+        start += count
+    return drawn, notes
+
+
+def _accepted(
+    composition: Any, n: int, dig: DiG, guidance: PropertyGuidance, strength: float, most: int, options: dict
+) -> tuple[_Drawn, list[str], str]:
+    """At least ``n`` draws that the condition accepts, round by round; notes; and of how many draws they are, in words."""
+    rng, found, count, draws, unknown, notes = Streams.chain(options["seed"], 2**32), _Drawn(), 0, 0, 0, list[str]()
+    while count < n and draws < most:
+        size = min(max(64, n), most - draws)
+        fresh, notes = _drawn(composition, size, dig, (), draws, options)
+        draws += size
+        for descriptor, samples in fresh:
+            kept, failed = accepted(dig.on(descriptor), samples, guidance, rng=rng, strength=strength)
+            unknown += failed
+            found.append((descriptor, kept))
+            count += len(kept.valid)
+    rarity = f"{count} of {draws} draws" + (f", {unknown} without a structure or prediction" if unknown else "")
+    if count < n:
+        notes = [*notes, f"Only {rarity} meet the targets, {n} were asked for: raise most, widen the targets, or ask by guidance."]
+    return found, notes, f"rejection ({rarity})"
+
+
+def _some(found: dict[str, Any], n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """``n`` of the designs at random: the first would be those of the smallest cells."""
+    chosen = np.sort(rng.permutation(len(found["structures"]))[:n])
+    fields = {name: x if not isinstance(x, np.ndarray) else x[chosen] for name, x in found.items()}
+    properties = {name: x[chosen] for name, x in found["properties"].items()}
+    return fields | {"structures": tuple(found["structures"][i] for i in chosen), "properties": properties}
 
 
 def _wanted(target: Any, predictor: Any, width: float | Mapping[str, float]) -> dict[str, tuple[Likelihood, Callable]]:
@@ -173,7 +222,7 @@ def _missed(properties: dict[str, np.ndarray], wanted: Mapping[str, tuple[Likeli
     return notes
 
 
-def _cells(composition, n: int, dig: DiG, seed: int) -> tuple[list[tuple[list[int], int]], list[str]]:
+def _cells(composition, n: int, dig: DiG, rng: np.random.Generator) -> tuple[list[tuple[list[int], int]], list[str]]:
     """Atomic numbers of a cell and how many structures of it, small cells first; and what is to be said of them."""
     exact = not isinstance(composition, str) or any(letter.isdigit() for letter in composition)
     amounts = Composition(composition).get_el_amt_dict()
@@ -184,7 +233,7 @@ def _cells(composition, n: int, dig: DiG, seed: int) -> tuple[list[tuple[list[in
         named = f"{', '.join(known)}, got {', '.join(sorted(amounts))}"
         raise UnsupportedError(f"the model {dig.card.name!r} knows {named}: train one on them.")
     unit = sorted(Element(symbol).Z for symbol, amount in amounts.items() for _ in range(int(amount)))
-    sizes = {1: n} if exact else _sizes(len(unit), n, dig, seed)
+    sizes = {1: n} if exact else _sizes(len(unit), n, dig, rng)
     cells = [(sorted(unit * times), count) for times, count in sorted(sizes.items())]
     least, most = dig.card.scope.get("atoms", (1, math.inf))
     odd = sorted({len(numbers) for numbers, _ in cells if not least <= len(numbers) <= most})
@@ -193,7 +242,7 @@ def _cells(composition, n: int, dig: DiG, seed: int) -> tuple[list[tuple[list[in
     ] if odd else []
 
 
-def _sizes(unit: int, n: int, dig: DiG, seed: int) -> dict[int, int]:
+def _sizes(unit: int, n: int, dig: DiG, rng: np.random.Generator) -> dict[int, int]:
     """Formula units in the cell -> how many of ``n`` structures, drawn from the training histogram."""
     histogram = {
         int(size) // unit: float(count) for size, count in dig.card.scope.get("histogram", ()) if int(size) % unit == 0
@@ -202,7 +251,7 @@ def _sizes(unit: int, n: int, dig: DiG, seed: int) -> dict[int, int]:
         raise IncompatibleError(
             f"the model {dig.card.name!r} does not say on how many atoms it was trained: give their number, such as 'C8' for 'C'."
         )
-    chosen = Streams.chain(seed).choice(
+    chosen = rng.choice(
         list(histogram), size=n, p=np.array(list(histogram.values())) / sum(histogram.values())
     )
     return {int(size): int(count) for size, count in zip(*np.unique(chosen, return_counts=True), strict=True)}

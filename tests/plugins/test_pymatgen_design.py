@@ -63,7 +63,7 @@ def test_guided_structures_meet_the_target_and_weigh_in():
     """Guidance by the volume moves volumes; weights are those of the law times the likelihood."""
     plain = design("C2", 64, model=carbon(), seed=2, steps=12)
     wanted = design(
-        "C2", 64, model=carbon(), target={"size": 8.0}, predictor={"size": volume_per_atom}, width=0.3, seed=2, steps=12
+        "C2", 64, model=carbon(), target={"size": 8.0}, predictor={"size": volume_per_atom}, by="guidance", width=0.3, seed=2, steps=12
     )
     sizes = [np.array([s.volume / len(s) for s in found.structures]) for found in (plain, wanted)]
     np.testing.assert_allclose(wanted.properties["size"], sizes[1], rtol=1e-5)
@@ -75,13 +75,45 @@ def test_guided_structures_meet_the_target_and_weigh_in():
 @pytest.mark.parametrize("target", [(7.5, 8.5), Bins([0, 7.5, 8.5, 99], [0, 1, 0], 0.1)])
 def test_ranges_and_bins(target):
     found = design(
-        "C2", 40, model=carbon(), target={"size": target}, predictor=volume_per_atom, width=0.1, seed=4, steps=12
+        "C2", 40, model=carbon(), target={"size": target}, predictor=volume_per_atom, by="guidance", width=0.1, seed=4, steps=12
     )
     assert ((found.properties["size"] > 7.3) & (found.properties["size"] < 8.7)).mean() > 0.7
 
 
+def test_rejection_draws_from_the_law_times_the_likelihood():
+    """Against unguided draws weighed by the likelihood: mean and spread of the volume, and the share of each number of atoms."""
+    options = {"model": carbon(), "steps": 4, "method": "ancestral"}
+    plain = design("C", 4000, seed=1, **options)
+    sizes = np.array([[s.volume / len(s), len(s) == 2] for s in plain.structures])
+    weight = np.exp(-0.5 * ((sizes[:, 0] - 7.5) / 0.5) ** 2)
+    found = design("C", 300, target={"size": 7.5}, predictor=volume_per_atom, width=0.5, seed=2, **options)
+    assert len(found) == 300 and found.effective_sample_size() == pytest.approx(300) and (found.log_likelihood <= 0).all()
+    drawn = np.array([[s.volume / len(s), len(s) == 2] for s in found.structures])
+    for power in (1, 2):
+        for column in (0, 1):
+            wanted = np.average(sizes[:, column] ** power, weights=weight)
+            spread = np.sqrt(np.average(sizes[:, column] ** (2 * power), weights=weight) - wanted**2)
+            few = weight.sum() ** 2 / (weight**2).sum()
+            assert abs((drawn[:, column] ** power).mean() - wanted) < 4 * spread * math.sqrt(1 / 300 + 1 / few)
+
+
+def test_rejection_says_how_rare_the_target_is_and_gives_up_in_time():
+    options = {"model": carbon(), "predictor": volume_per_atom, "width": 0.1, "seed": 3, "steps": 3}
+    with pytest.warns(UserWarning, match=r"of 128 draws meet the targets, 50 were asked for"):
+        found = design("C2", 50, target={"size": 7.5}, most=128, **options)
+    assert 0 < len(found) < 50 and f"rejection ({len(found)} of 128 draws)" in found.source
+    one, other = (design("C2", 5, target={"size": 7.0}, batch=size, **options) for size in (64, 7))
+    np.testing.assert_allclose(one.properties["size"], other.properties["size"], rtol=1e-5)
+    blind = design("C2", 5, target={"size": 7.0}, **(options | {"predictor": sick, "width": 1.0}))
+    assert len(blind) == 5 and "without a structure or prediction" in blind.source and (blind.properties["size"] < 6.5).all()
+    with pytest.raises(IncompatibleError, match="at most 0"):
+        design("C2", 5, target={"size": lambda value, variance: 1 + 0 * value}, **options)
+    with pytest.raises(IncompatibleError, match="by = 'luck'"):
+        design("C2", 5, target={"size": 7.0}, by="luck", **options)
+
+
 def test_a_predictor_that_fails_marks_its_sample_and_the_run_goes_on():
-    found = design("C2", 40, model=carbon(), target={"size": (0, 99)}, predictor=sick, seed=2, steps=6)
+    found = design("C2", 40, model=carbon(), target={"size": (0, 99)}, predictor=sick, by="guidance", seed=2, steps=6)
     failed = np.isnan(found.properties["size"])
     assert 0 < failed.sum() < 40 and (found.valid == ~failed).all()
     assert (found.weights[failed] == 0).all() and found.weights.sum() == pytest.approx(1)
@@ -92,7 +124,7 @@ def test_a_predictor_that_fails_marks_its_sample_and_the_run_goes_on():
 def test_a_predictor_that_always_fails():
     with pytest.warns(UserWarning, match="none has a prediction"):
         found = design(
-            "C2", 4, model=carbon(), target=2.0, predictor=lambda g: volume_per_atom(g) * torch.nan, seed=2, steps=3
+            "C2", 4, model=carbon(), target=2.0, predictor=lambda g: volume_per_atom(g) * torch.nan, by="guidance", seed=2, steps=3
         )
     assert not found.valid.any() and (found.weights == 0).all() and found.effective_sample_size() == 0
 
@@ -103,7 +135,7 @@ def test_targets_out_of_reach_are_said():
 
     limited.range = (5.0, 8.0)
     with pytest.warns(UserWarning) as said:
-        found = design("C2", 4, model=carbon(), target={"size": 4000.0}, predictor=limited, seed=2, steps=3)
+        found = design("C2", 4, model=carbon(), target={"size": 4000.0}, predictor=limited, by="guidance", seed=2, steps=3)
     assert [str(warning.message) for warning in said] == list(found.notes)
     assert (
         "outside what its predictor was made for, 5 to 8" in found.notes[0]
