@@ -54,7 +54,7 @@ def measure(options: Options) -> Findings:
     figures, rows = [], []
     for size in sizes:
         runs = {what: [search(what, size, options.seed - 1 + s, kept, options) for s in seeds] for what in SEARCHES}
-        lowest = min(e for found in runs.values() for run in found for e in run["enthalpy"])
+        lowest = min([diamond(), *(e for found in runs.values() for run in found for e in run["enthalpy"])])
         counts = {what: [low_minima(run, lowest) for run in found] for what, found in runs.items()}
         together = {what: {key: sum((run[key] for run in found), []) for key in ("structures", "enthalpy")} for what, found in runs.items()}
         enthalpy = {what: np.array(found["enthalpy"]) for what, found in together.items()}
@@ -131,6 +131,12 @@ def random(size: int, seed: int, calculator: Tersoff, options: Options):
         cell *= (size * rng.uniform(*VOLUMES) / np.linalg.det(cell)) ** (1 / 3) if np.linalg.det(cell) > 0.2 else np.nan
         if np.isfinite(cell).all():
             yield Structure(Lattice(cell), ["C"] * size, rng.random((size, 3)))
+
+
+def diamond() -> float:
+    """Enthalpy in eV/atom: cells of either size hold it."""
+    atoms = Structure.from_spacegroup("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]])
+    return relaxation(atoms, Tersoff())[1]
 
 
 SEARCHES = {"model": drawn, "random": random}

@@ -31,7 +31,7 @@ from dig_core.training.fit import Fitted, Stage
 from dig_core.training.fit import fit as run_stages
 from dig_core.training.loop import LoopConfig
 from dig_core.training.population import Population
-from dig_core.training.stages import Denoise, Physics, Reweight
+from dig_core.training.stages import Denoise, Reweight
 from dig_core.types import Geometry
 
 from .energy import ASEEnergy
@@ -81,7 +81,7 @@ def _is_compact(cell: Tensor) -> Tensor:
 
 def fit_crystal(
     composition: str | Mapping[str, int], calculator: Any, *, temperature: float, pressure: float = 0.0, evaluations: int = 100_000,
-    steps: int = 1500, volume: float | None = None, physics: float = 0.0, out: str | Path | None = None, seed: int | None = None,
+    steps: int = 1500, volume: float | None = None, out: str | Path | None = None, seed: int | None = None,
     executor: Executor | None = None, progress: bool | None = None, **network,
 ) -> Fitted:  # fmt: skip
     """Train a model of the crystals of ``composition`` from a calculator alone: exp(-(E + pV) / kT) over atoms and cells.
@@ -96,7 +96,6 @@ def fit_crystal(
     composition: atoms in the cell, ``"C8"`` or ``{"C": 8}``. calculator: ASE's, or a function that makes one, with stress.
     temperature: K. pressure: GPa. evaluations: of the calculator, at most about. steps: of training, shared among the stages.
     volume: Angstrom^3 an atom where the population begins; by default 1.85 cubes two covalent radii wide (6.5 for carbon).
-    physics: share of the steps that the Fokker-Planck equation is trained on (PIDP) between data and reweighting.
     out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
     network: of :class:`~dig_core.nn.CrystalGraphormer`, such as ``width``.
 
@@ -112,7 +111,7 @@ def fit_crystal(
     out = None if out is None else _own(Path(out), about)
     dig = _untrained(numbers, volume, seed % 2**31, network)
     done = run_stages(
-        dig, _stages(evaluations, steps, physics), energy=energy, directory=None if out is None else out / "stages",
+        dig, _stages(evaluations, steps), energy=energy, directory=None if out is None else out / "stages",
         seed=seed % 2**31, progress=progress,
     )  # fmt: skip
     if not done.finished:
@@ -159,16 +158,14 @@ def _own(out: Path, about: dict) -> Path:
     return out
 
 
-def _stages(evaluations: int, steps: int, physics: float) -> list[Stage]:
-    def loop(share: float, batch: int = 64) -> LoopConfig:
+def _stages(evaluations: int, steps: int) -> list[Stage]:
+    def loop(share: float) -> LoopConfig:
         count = max(20, int(share * steps))
         some = max(10, count // 4)
-        return LoopConfig(steps=count, batch=batch, rate=2e-3, warmup=min(100, some), average=0.995, every=some)
+        return LoopConfig(steps=count, batch=64, rate=2e-3, warmup=min(100, some), average=0.995, every=some)
 
-    rest, draws = 1 - physics, max(64, evaluations // 5)
     walkers = max(32, int(0.65 * evaluations / (_RUNGS * _MOVES + _HARVEST)))
-    pidp = [Physics(loop(physics, 32))] if physics else []
     return [
-        Population(walkers, moves=_MOVES, harvest=_HARVEST, stride=_HARVEST // 2), Denoise(loop(0.6 * rest)), *pidp,
-        Reweight(draws, 1, loop(0.4 * rest), least=max(8, evaluations // (10 * _EVERY))),
+        Population(walkers, moves=_MOVES, harvest=_HARVEST, stride=_HARVEST // 2), Denoise(loop(0.6)),
+        Reweight(max(64, evaluations // 5), 1, loop(0.4), least=max(8, evaluations // (10 * _EVERY))),
     ]  # fmt: skip
