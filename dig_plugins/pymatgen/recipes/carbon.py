@@ -1,12 +1,10 @@
 """The recipe of ``carbon``: crystals of 6 to 24 carbon atoms, minima at 10 GPa of a random search (Carbon-24), as often as it found them.
 
-python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/first --minutes 9 --device cuda
-    --batch 1024 --together 1 --rate 2e-3 --width 128 --channels 32 --layers 5
-python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/carbon --minutes 35 --start runs/first/carbon.safetensors --rate 1e-3
+python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/carbon --minutes 9 --device cuda --batch 1024 --together 1 --rate 2e-3
 
-The first line is what the GPU did (an H200), the second a core of a processor, which also trains without the first, for longer. DIR
-holds carbon24_unique_train.extxyz.gz and carbon24_cdvae_frequency.extxyz.gz (CC-BY-4.0, doi:10.24435/materialscloud:2020.0026/v1).
-Minutes are of one processor core, or of the device that is named. Resumable: run the same command again.
+made the one that ships (an H200, 7,010 steps); without a GPU leave out what follows ``--minutes`` and give it hours of a core. DIR holds
+carbon24_unique_train.extxyz.gz and carbon24_cdvae_frequency.extxyz.gz (CC-BY-4.0, doi:10.24435/materialscloud:2020.0026/v1). Minutes are
+of one processor core, or of the device that is named. Resumable: run the same command again.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ __all__ = ["Size", "Sizes", "read_minima", "sizes", "train"]
 
 _UNSEEN = 0.5  # hits of a minimum that only the file without duplicates has: the other half of the search found it
 _MIDDLE = 0.6  # of the times lie where the noise is a bond's part and structures are decided; the rest is spread evenly
-_EVENNESS = 0.5  # sizes are trained on as the power of their hits: small cells, of which there are many, do not take it all
+_EVENNESS = 0.7  # sizes are trained on as the power of their hits: small cells, of which there are many, do not take it all
 
 
 @dataclass(frozen=True)
@@ -107,15 +105,15 @@ class Sizes:
 
 def train(
     systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 64, rate: float = 4e-3, seed: int = 1, device: str = "cpu",
-    together: int = 2, start: Path | None = None, **network,
+    together: int = 2, **network,
 ) -> DiG:  # fmt: skip
-    """A network of these crystals, trained for about ``minutes`` on ``device``; checkpoints in ``out``.
+    """A network of these crystals, its options ``network``, trained for about ``minutes`` on ``device``; checkpoints in ``out``.
 
-    ``together``: sizes a step. ``start``: a checkpoint to train on from, else a new network with the options ``network``.
+    ``together``: sizes a step.
     """
-    first, before = systems[0].descriptor, None if start is None else DiG.load(start)
-    fresh = CrystalGraphormer(**network, seed=seed) if before is None else before.model.network  # type: ignore[union-attr]
-    model = NoiseScore(fresh, fresh.process(first)).requires_grad_(True).to(device)  # type: ignore[arg-type, operator]
+    first = systems[0].descriptor
+    fresh = CrystalGraphormer(**network, seed=seed)
+    model = NoiseScore(fresh, fresh.process(first)).to(device)
     objective = Sizes(systems, together=together)
     steps = _planned(out, minutes, model, objective, batch)
     some = max(10, steps // 100)
@@ -123,8 +121,7 @@ def train(
     result = optimise(model, objective, config, directory=out, label="carbon")
     if not result.finished:
         raise SystemExit(f"stopped after {result.steps} of {steps} steps: run the same command again to go on.")
-    card = _card(systems, result.steps, () if before is None else before.card.history)
-    return DiG(result.model.to("cpu").requires_grad_(False), fresh.coordinates, first, card)  # type: ignore[union-attr]
+    return DiG(result.model.to("cpu").requires_grad_(False), fresh.coordinates, first, _card(systems, result.steps))
 
 
 def _planned(out: Path, minutes: float, model: NoiseScore, objective: Sizes, batch: int) -> int:
@@ -152,14 +149,14 @@ def _planned(out: Path, minutes: float, model: NoiseScore, objective: Sizes, bat
     return plan["steps"]
 
 
-def _card(systems: Sequence[Size], steps: int, before: Sequence[dict] = ()) -> Card:
-    """What the checkpoint says of itself; ``before``: the history of the one that it started from."""
+def _card(systems: Sequence[Size], steps: int) -> Card:
+    """What the checkpoint says of itself."""
     counts = [[size.descriptor.n_atoms, round(float(size.frames.weight.sum()), 1)] for size in systems]  # type: ignore[union-attr]
     structures = sum(len(size.frames) for size in systems)
     return Card(
         name="carbon", system=f"crystals of {counts[0][0]} to {counts[-1][0]} carbon atoms, minima at 10 GPa", steps=60,
         energy="frequencies of a random structure search, DFT-relaxed (Carbon-24, doi:10.24435/materialscloud:2020.0026/v1, CC-BY-4.0)",
-        history=[*before, {"stage": "denoise", "structures": structures, "steps": steps, "recipe": "pymatgen/recipes/carbon.py"}],
+        history=[{"stage": "denoise", "structures": structures, "steps": steps, "recipe": "pymatgen/recipes/carbon.py"}],
         intended_use="carbon allotropes, also with wanted properties by guidance; start of a search or of a relaxation",
         limits="minima of one search at 10 GPa, no thermal motion; cells reduced; few structures of more than 16 atoms were seen",
         scope={"element": ["C"], "atoms": [counts[0][0], counts[-1][0]], "histogram": counts},
@@ -175,11 +172,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="structures of 8 atoms a step")
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--atoms", type=int, nargs="*", help="train on these sizes only")
-    parser.add_argument("--width", type=int, default=80)
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--together", type=int, default=2, help="sizes a step")
-    parser.add_argument("--start", type=Path, help="a checkpoint to go on from; the network is its own")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -190,7 +186,7 @@ def main() -> None:
     network = {"width": given.width, "channels": given.channels, "layers": given.layers}
     dig = train(
         systems, given.out, given.minutes, batch=given.batch, rate=given.rate, seed=given.seed, device=given.device,
-        together=given.together, start=given.start, **network,
+        together=given.together, **network,
     )  # fmt: skip
     dig.save(given.out / "carbon.safetensors")
 
