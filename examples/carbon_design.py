@@ -1,9 +1,9 @@
 """Carbon crystals with a wanted band gap: design, judge, picture.
 
-python examples/carbon_design.py [--fast]       # no download, no GPU; needs the model carbon, which does not ship yet: docs/materials.md
+python examples/carbon_design.py [--fast]       # no download, no GPU; some minutes of one core
 
-The guide is the tight-binding gap with soft band edges, a torch function with gradients to positions and cell. Any other takes its
-place: predictor=f, f(geometry) -> (B,) of crystals (B, N, 3) with cells (B, 3, 3) in Angstrom.
+What decides is the tight-binding gap. Any other function takes its place: predictor=f, f(geometry) -> (B,) of crystals (B, N, 3) with
+cells (B, 3, 3) in Angstrom. Designs are drawn by rejection: some 15 draws for one of 4 eV.
 """
 
 import argparse

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ N_PROPERTIES = 5
 
 def covalent_radii(numbers: Tensor) -> Tensor:
     """(...,) Angstrom of atomic numbers; raises UnsupportedError beyond plutonium."""
-    return _radii()[_checked(numbers)]
+    return _TABLE_OF_RADII[_checked(numbers)]
 
 
 def properties(numbers: Tensor) -> Tensor:
@@ -44,17 +42,7 @@ def properties(numbers: Tensor) -> Tensor:
     Columns: group (the f elements stand with group 3), period, electronegativity, covalent radius, share of the period filled.
     Raises UnsupportedError beyond plutonium.
     """
-    return _table()[_checked(numbers)]
-
-
-@cache
-def _radii() -> Tensor:
-    return torch.tensor([0.0, *_RADII], dtype=torch.float64)
-
-
-@cache
-def _table() -> Tensor:
-    return torch.tensor([[0.0] * N_PROPERTIES, *(_row(z) for z in range(1, len(_RADII) + 1))], dtype=torch.float64)
+    return _TABLE[_checked(numbers)]
 
 
 def _row(z: int) -> list[float]:
@@ -70,3 +58,8 @@ def _checked(numbers: Tensor) -> Tensor:
     if bool(((numbers < 0) | (numbers > len(_RADII))).any()):
         raise UnsupportedError(f"expected atomic numbers 0 to {len(_RADII)}, got {int(numbers.min())} to {int(numbers.max())}.")
     return numbers
+
+
+# Made on import: a tensor that is first made inside a function transform belongs to it.
+_TABLE_OF_RADII = torch.tensor([0.0, *_RADII], dtype=torch.float64)
+_TABLE = torch.tensor([[0.0] * N_PROPERTIES, *(_row(z) for z in range(1, len(_RADII) + 1))], dtype=torch.float64)
