@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from dig_plugins import models
-
 pytest.importorskip("openmm")
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -18,8 +16,6 @@ def test_example(script):
         pytest.importorskip("ase")
     if script.stem.startswith("carbon"):
         pytest.importorskip("pymatgen")
-        if "carbon" not in models.index():
-            pytest.skip("the model carbon does not ship yet")
     done = subprocess.run([sys.executable, str(script), "--fast"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
