@@ -118,4 +118,4 @@ def measure(options: Options) -> Findings:
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "adsorption_sites", measure)
+    command_line(__doc__, "adsorption_sites", measure, "adsorb-general")

@@ -82,4 +82,4 @@ def measure(options: Options) -> Findings:
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "alloys", measure)
+    command_line(__doc__, "alloys", measure, "adsorb-general")

@@ -96,7 +96,7 @@ def matches(options: Options, training: list[Structure], held_out: list[Structur
 def minima(options: Options, training: list[Structure], held_out: list[Structure], hits: np.ndarray) -> tuple[list[Figure], list[Table]]:
     """Minima never trained on that 10,000 samples hit, and how often each known one is hit."""
     count = options.size(10_000 // SEEDS + 1, 6)
-    sets = [drawn(f"many-{seed}", options, "C", count, model=model_of(options), seed=100 + seed) for seed in seeds(options)]
+    sets = [drawn(f"many-{seed}", options, "C", count, model=options.model, seed=100 + seed) for seed in seeds(options)]
     library = Library([s for found in sets for s in found.structures], primitive_cell=False)
     known, reference = Library(training, primitive_cell=False), Library(held_out, primitive_cell=False)
     cover = coverage(reference, library, known)
@@ -134,7 +134,7 @@ def minima(options: Options, training: list[Structure], held_out: list[Structure
 def speed(options: Options, training: list[Structure]) -> tuple[list[Figure], list[Table]]:
     """Quality against solver steps, and processor time."""
     rows, seconds, quality = [], {}, {}
-    model, n = model_of(options), options.size(80, 4)
+    model, n = options.model, options.size(80, 4)
     for steps in (4, 8) if options.quick else (25, 50, 100, 200, 500):
         found = drawn(f"steps-{steps}", options, "C8", n, model=model, seed=300, steps=steps)
         report = match_report(found.structures, training, primitive_cells=(False,), controls=0, seed=options.seed)
@@ -165,16 +165,11 @@ def speed(options: Options, training: list[Structure]) -> tuple[list[Figure], li
 
 def free(options: Options) -> list[Designs]:
     """Unguided samples, one set a seed."""
-    return [drawn(f"free-{seed}", options, "C", options.size(400, 6), model=model_of(options), seed=seed) for seed in seeds(options)]
+    return [drawn(f"free-{seed}", options, "C", options.size(400, 6), model=options.model, seed=seed) for seed in seeds(options)]
 
 
 def seeds(options: Options) -> Sequence[int]:
     return range(1, options.size(SEEDS, 1) + 1)
-
-
-def model_of(options: Options) -> str:
-    """The shipped one unless another is named."""
-    return "carbon" if options.model == Options.model else options.model
 
 
 def measure(options: Options) -> Findings:
@@ -195,4 +190,4 @@ def measure(options: Options) -> Findings:
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "carbon", measure)
+    command_line(__doc__, "carbon", measure, "carbon")

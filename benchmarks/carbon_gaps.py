@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 
-from carbon import KEPT, data, drawn, free, model_of, seeds
+from carbon import KEPT, data, drawn, free, seeds
 from common import Figure, Findings, Options, Table, command_line
 
 import numpy as np  # isort: skip
@@ -64,7 +64,7 @@ def gaps(options: Options, training: list[Structure], unguided: np.ndarray) -> t
     for target in TARGETS:
         sets = []
         for seed in seeds(options):
-            how = {"model": model_of(options), "seed": 200 + seed, "target": target, "predictor": guide}
+            how = {"model": options.model, "seed": 200 + seed, "target": target, "predictor": guide}
             sets.append(drawn(f"gap-{target:g}-{seed}", options, "C", options.size(20, 2), **how))
         structures = [s for found in sets for s in found.structures]
         rates = [hit_rate(judged(found.structures, judge), target, base=unguided) for found in sets]
@@ -98,7 +98,7 @@ def gaps(options: Options, training: list[Structure], unguided: np.ndarray) -> t
 
 def _paper(options: Options, target: float, guide: TightBindingGap) -> list[Structure]:
     """Structures of eight atoms by the original's recipe."""
-    dig = models.load(model_of(options)).on(crystal([6] * 8))
+    dig = models.load(options.model).on(crystal([6] * 8))
     wanted = Property(_called(guide), _likelihood("gap", target, 0.25), "gap")
     samples = dig.sample(options.size(40, 3), seed=options.seed, guidance=(PaperRecipe(wanted),))
     kept = whole(samples.geometry) & samples.valid
@@ -120,7 +120,7 @@ def together(options: Options) -> tuple[list[Figure], list[Table]]:
         asked = targets if name == "both" else {name: targets[name]}
         structures: list[Structure] = []
         for seed in seeds(options):
-            how = {"model": model_of(options), "seed": 500 + seed, "target": asked, "predictor": {k: guides[k] for k in asked}}
+            how = {"model": options.model, "seed": 500 + seed, "target": asked, "predictor": {k: guides[k] for k in asked}}
             width = {"gap": 0.1, "enthalpy": 0.02}
             structures += drawn(f"joint-{name}-{seed}", options, "C8", 16, width={k: width[k] for k in asked}, **how).structures
         hits = {
@@ -209,4 +209,4 @@ def measure(options: Options) -> Findings:
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "carbon_gaps", measure)
+    command_line(__doc__, "carbon_gaps", measure, "carbon")

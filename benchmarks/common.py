@@ -102,14 +102,14 @@ class Findings:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def command_line(doc: str, script: str, measure: Callable[[Options], Findings]) -> None:
-    """Parse the options, measure, write ``results/<script>.json`` and print the figures."""
+def command_line(doc: str, script: str, measure: Callable[[Options], Findings], model: str = MODEL) -> None:
+    """Parse the options, measure, write ``results/<script>.json`` and print the figures; ``model`` unless the options name another."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument(
         "--quick", action="store_true", help="smoke sizes: checks that the script runs, measures nothing"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--model", default=MODEL, help="a shipped model or a checkpoint of the same molecule")
+    parser.add_argument("--model", default=model, help="a shipped model or a checkpoint for the same systems")
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the results")
     options = Options(**vars(parser.parse_args()))
     if options.quick and options.out == RESULTS:

@@ -289,4 +289,4 @@ def felt(network: CrystalGraphormer, geometry: Geometry, system, told: Geometry)
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "guidance", measure)
+    command_line(__doc__, "guidance", measure, "carbon")
