@@ -111,7 +111,7 @@ class Designs:
     def summary(self) -> str:
         """What was drawn, what it is worth, and the table of the best ten."""
         wrong = f"{int((~self.valid).sum())} without a prediction, {self.failed} without a structure"
-        lines = [f"{len(self) + self.failed} draws: {self.source}, seed {self.seed}; {wrong}."]
+        lines = [f"{len(self)} designs: {self.source}, seed {self.seed}; {wrong}."]
         lines += [f"Asked for {name}: {wanted}." for name, wanted in self.targets.items()]
         lines += [f"Effective sample size {self.effective_sample_size():.1f}.", *self.notes, "", self.table(10)]
         return "\n".join(lines)
