@@ -111,7 +111,7 @@ def together(options: Options) -> tuple[list[Figure], list[Table]]:
     if named is None or options.quick:
         return [], []
     guides = {"gap": TightBindingGap(), "enthalpy": _learned_enthalpy()}
-    targets = {"gap": (2.0, 3.0), "enthalpy": (-math.inf, 0.30)}
+    targets = {"gap": (2.0, 3.0), "enthalpy": (-math.inf, 0.45)}
     gap, enthalpy, rows = LearnedGap.load(), partial(_enthalpies, calculator=named[1]), []
     unguided = [s for s in free(options)[0].structures if len(s) == 8][:60]
     low = float(np.median(enthalpy(unguided)))
@@ -122,7 +122,8 @@ def together(options: Options) -> tuple[list[Figure], list[Table]]:
         for seed in seeds(options):
             how = {"model": options.model, "seed": 500 + seed, "target": asked, "predictor": {k: guides[k] for k in asked}}
             width = {"gap": 0.1, "enthalpy": 0.02}
-            structures += drawn(f"joint-{name}-{seed}", options, "C8", 16, width={k: width[k] for k in asked}, **how).structures
+            count = 10 if name == "both" else 16
+            structures += drawn(f"joint-{name}-{seed}", options, "C8", count, width={k: width[k] for k in asked}, **how).structures
         hits = {
             "gap": hit_rate(judged(structures, gap), (1.5, 3.5)).hit, "enthalpy": np.asarray(enthalpy(structures)) < low,
         }  # fmt: skip
