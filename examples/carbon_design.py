@@ -38,7 +38,7 @@ print(coordination(sets["4 eV"].structures).to_markdown())
 figure = Figure(figsize=(10, 6), layout="constrained")
 above, below = figure.subfigures(2, 1)
 gap_histogram(above.add_subplot(), gaps, {"4 eV": 4.0, "above 2 eV": (2.0, 6.0)})
-best = sorted(range(len(sets["4 eV"])), key=lambda i: -sets["4 eV"].weights[i])[:4]
+best = sorted(range(len(sets["4 eV"])), key=lambda i: -sets["4 eV"].log_likelihood[i])[:4]
 gallery(below, [sets["4 eV"].structures[i] for i in best], [f"{gaps['4 eV'][i]:.1f} eV" for i in best])
 figure.savefig(out / "carbon.png", dpi=150)
 
