@@ -1,6 +1,6 @@
 """The recipe of ``carbon``: crystals of 6 to 24 carbon atoms, minima at 10 GPa of a random search (Carbon-24), as often as it found them.
 
-python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/carbon --minutes 9 --device cuda --batch 1024 --together 1 --rate 2e-3
+python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/carbon --minutes 9 --device cuda --batch 1024 --together 1
 
 made the one that ships (an H200, 7,010 steps); without a GPU leave out what follows ``--minutes`` and give it hours of a core. DIR holds
 carbon24_unique_train.extxyz.gz and carbon24_cdvae_frequency.extxyz.gz (CC-BY-4.0, doi:10.24435/materialscloud:2020.0026/v1). Minutes are
@@ -104,7 +104,7 @@ class Sizes:
 
 
 def train(
-    systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 64, rate: float = 4e-3, seed: int = 1, device: str = "cpu",
+    systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 64, rate: float = 2e-3, seed: int = 1, device: str = "cpu",
     together: int = 2, **network,
 ) -> DiG:  # fmt: skip
     """A network of these crystals, its options ``network``, trained for about ``minutes`` on ``device``; checkpoints in ``out``.
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="of one processor core, or of the device")
     parser.add_argument("--batch", type=int, default=64, help="structures of 8 atoms a step")
-    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--atoms", type=int, nargs="*", help="train on these sizes only")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--channels", type=int, default=32)
