@@ -3,7 +3,7 @@
 python examples/carbon_design.py [--fast]       # no download, no GPU; some minutes of one core
 
 What decides is the tight-binding gap. Any other function takes its place: predictor=f, f(geometry) -> (B,) of crystals (B, N, 3) with
-cells (B, 3, 3) in Angstrom. Designs are drawn by rejection: some 15 draws for one of 4 eV.
+cells (B, 3, 3) in Angstrom. Designs are drawn by rejection: some ten draws for one of 4 eV.
 """
 
 import argparse

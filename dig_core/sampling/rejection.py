@@ -27,7 +27,8 @@ def accepted(
 
     Costs one draw over the probability of the condition, which gradients do not have to know (von Neumann, Appl. Math. Ser. 12, 1951).
     Samples without a structure, or of which a property cannot be told, are not accepted; their number comes second. ``rng`` gives one
-    number a sample. The accepted have ``log_likelihood``, ``properties``, and weights that are all one.
+    number a sample. The accepted have ``log_likelihood`` and ``properties``; ``log_q``, with their acceptance in it, lacks the constant
+    log P(accepted); ``log_weight`` makes them exact for strength 1, at which it is zero.
 
     Raises IncompatibleError for a log-likelihood above zero, which is no probability of acceptance.
     """
@@ -39,13 +40,14 @@ def accepted(
     chance = torch.from_numpy(np.log(rng.random(len(samples.valid))))
     known = torch.stack([samples.valid, *(x.isfinite() for x in fit.properties.values())]).all(0).cpu()
     kept = (chance < strength * fit.log_likelihood.cpu()) & known
+    likelihood = fit.log_likelihood[kept]
 
     def some(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[kept]
 
     found = Samples(
         Geometry(samples.geometry.positions[kept], some(samples.geometry.cell)), {name: x[kept] for name, x in samples.state.items()},
-        some(samples.log_q), samples.valid[kept], samples.kind, fit.log_likelihood[kept],
-        {name: x[kept] for name, x in fit.properties.items()}, torch.zeros(int(kept.sum()), dtype=torch.float64),
+        None if samples.log_q is None else samples.log_q[kept] + strength * likelihood, samples.valid[kept], samples.kind, likelihood,
+        {name: x[kept] for name, x in fit.properties.items()}, (1 - strength) * likelihood,
     )  # fmt: skip
     return found, int((~known).sum())

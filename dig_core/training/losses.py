@@ -119,9 +119,9 @@ def denoising_loss(
     negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
     All is computed where the model is.
     """
-    weight = next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t
-    frames, t, company = frames.to(weight.device), t.to(weight.device), None if company is None else company.to(weight.device)
-    fisher = None if fisher is None else {name: x.to(weight.device) for name, x in fisher.items()}
+    device = (next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t).device
+    frames, t, company = frames.to(device), t.to(device), None if company is None else company.to(device)
+    fisher = None if fisher is None else {name: x.to(device) for name, x in fisher.items()}
     noised = model.process.noise(frames.state, t, rng)
     target = blend(model, frames, noised, t, fisher) if company is None else averaged(model, frames, company, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)

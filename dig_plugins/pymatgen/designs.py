@@ -30,8 +30,8 @@ class Designs:
     Parameters
     ----------
     structures: n of them. ``valid`` (n,) bool, False where a predictor failed: they carry no weight.
-    log_q: (n,) log-density of the law that each was drawn from, over a path, None if it was not asked for. Measure: Angstrom, every
-        atom and the nine components of the cell.
+    log_q: (n,) log-density of the law that each was drawn from, over a path, up to a constant after rejection, None if it was not
+        asked for. Measure: Angstrom, every atom and the nine components of the cell.
     log_likelihood: (n,) of the targets, None without one; -inf where a predictor failed.
     log_weight: (n,) makes guided structures exact for the model's law times the likelihood; None without a target.
     properties: name -> (n,) predicted values, NaN where the predictor failed.

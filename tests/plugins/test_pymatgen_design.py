@@ -89,6 +89,12 @@ def test_rejection_draws_from_the_law_times_the_likelihood():
     found = design("C", 300, target={"size": 7.5}, predictor=volume_per_atom, width=0.5, seed=2, **options)
     assert len(found) == 300 and found.effective_sample_size() == pytest.approx(300) and (found.log_likelihood <= 0).all()
     drawn = np.array([[s.volume / len(s), len(s) == 2] for s in found.structures])
+    # Twice as strong on the target, weighed back: the same law.
+    strong = design("C", 300, target={"size": 7.5}, predictor=volume_per_atom, width=0.5, strength=2.0, seed=4, **options)
+    sharp, back = np.array([s.volume / len(s) for s in strong.structures]), strong.effective_sample_size()
+    wanted = np.average(sizes[:, 0], weights=weight)
+    width = np.sqrt(np.average((sizes[:, 0] - wanted) ** 2, weights=weight))
+    assert back < 290 and abs(np.average(sharp, weights=strong.weights) - wanted) < 4 * width / math.sqrt(back)
     for power in (1, 2):
         for column in (0, 1):
             wanted = np.average(sizes[:, column] ** power, weights=weight)

@@ -87,8 +87,7 @@ def relax_clean(slab: Atoms, calculator: Counted, *, fmax: float, steps: int) ->
 def hessian(end: Relaxed, index: np.ndarray, calculator: Counted, step: float = 0.02) -> np.ndarray | None:
     """(3k, 3k) eV/Angstrom^2 of the atoms ``index`` (k,), all others held, in 3 k calls; None on failure.
 
-    Differences to the forces where the relaxation ended: what third derivatives add is a few per cent of a curvature, and central
-    differences would cost twice the calls.
+    Differences to the forces where the relaxation ended, of first order in ``step`` Angstrom: central ones would cost twice the calls.
     """
     moved = end.atoms.copy()
     moved.set_constraint()

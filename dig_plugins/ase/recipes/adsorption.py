@@ -4,8 +4,8 @@ python -m dig_plugins.ase.recipes.labels --out runs/adsorb                      
 python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --facets fcc111 fcc100 hcp0001 bcc110
 python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --steps 9700 [--without Pt]
 
-Resumable: run the same command again. Of flat facets alone the general model is better on steps, too, than one that learned from
-steps as well, for longer (benchmarks/adsorption_sites.py): molecules on steps take more labels than there are.
+Resumable: run the same command again. The one that ships learned from flat facets alone. One that learned from steps as well, for longer,
+was no better on steps; molecules there had half the labels that they are given now.
 """
 
 from __future__ import annotations

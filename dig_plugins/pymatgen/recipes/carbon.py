@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Size", "Sizes", "read_minima", "sizes", "train"]
 
+_RECIPE = "dig_plugins/pymatgen/recipes/carbon.py"
 _UNSEEN = 0.5  # hits of a minimum that only the file without duplicates has: the other half of the search found it
 _MIDDLE = 0.6  # of the times lie where the noise is a bond's part and structures are decided; the rest is spread evenly
 _EVENNESS = 0.7  # sizes are trained on as the power of their hits: small cells, of which there are many, do not take it all
@@ -156,7 +157,7 @@ def _card(systems: Sequence[Size], steps: int) -> Card:
     return Card(
         name="carbon", system=f"crystals of {counts[0][0]} to {counts[-1][0]} carbon atoms, minima at 10 GPa", steps=60,
         energy="frequencies of a random structure search, DFT-relaxed (Carbon-24, doi:10.24435/materialscloud:2020.0026/v1, CC-BY-4.0)",
-        history=[{"stage": "denoise", "structures": structures, "steps": steps, "recipe": "pymatgen/recipes/carbon.py"}],
+        history=[{"stage": "denoise", "structures": structures, "steps": steps, "recipe": _RECIPE}],
         intended_use="carbon allotropes, also with wanted properties by guidance; start of a search or of a relaxation",
         limits="minima of one search at 10 GPa, no thermal motion; cells reduced; few structures of more than 16 atoms were seen",
         scope={"element": ["C"], "atoms": [counts[0][0], counts[-1][0]], "histogram": counts},
