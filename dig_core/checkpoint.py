@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .coordinates import Adsorbate, Cartesian, Crystal, Internal
+from .coordinates import Adsorbate, Backbone, Cartesian, Crystal, Internal
 from .diffusion import (
     SO3,
     Cosine,
@@ -40,7 +40,7 @@ __all__ = ["SCHEMA", "load", "save"]
 SCHEMA = 1
 _SPACES = (Euclidean, Lattice, SO3, Torus, ZeroCentroid)
 _BUILDERS = {cls.__name__: cls for cls in (*_SPACES, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
-_COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Cartesian, Crystal, Internal)}
+_COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Backbone, Cartesian, Crystal, Internal)}
 _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 
 
@@ -64,6 +64,9 @@ def save(dig: DiG, path: str | Path) -> None:
     tensors |= {f"coordinates.{k}": v for k, v in coordinates.state_dict().items()}
     for name in ("numbers", "node", "pair", "bonds", "mobile", "pbc", "conditions"):
         tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
+    for name in ("single", "couple"):
+        if getattr(dig.descriptor, name) is not None:
+            tensors[f"descriptor.{name}"] = getattr(dig.descriptor, name)
     if dig.descriptor.reference is not None:
         tensors["descriptor.reference"] = dig.descriptor.reference.positions
         if dig.descriptor.reference.cell is not None:

@@ -1,9 +1,10 @@
-"""How a system is described: Cartesian and internal coordinates, adsorbates, crystals."""
+"""How a system is described: Cartesian and internal coordinates, adsorbates, backbones, crystals."""
 
 from .adsorbate import Adsorbate
+from .backbone import Backbone
 from .cartesian import Cartesian
 from .contract import Coordinates
 from .crystal import Crystal
 from .internal import Internal
 
-__all__ = ["Adsorbate", "Cartesian", "Coordinates", "Crystal", "Internal"]
+__all__ = ["Adsorbate", "Backbone", "Cartesian", "Coordinates", "Crystal", "Internal"]

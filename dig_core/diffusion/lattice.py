@@ -40,9 +40,10 @@ class Lattice(Flat):
         vectors = torch.as_tensor(vectors, dtype=torch.float64)
         if vectors.dim() != 2 or vectors.shape[0] != vectors.shape[1] or not 1 <= len(vectors) <= 3:
             raise IncompatibleError(f"expected lattice vectors (d, d), d = 1, 2 or 3, as rows; got shape {tuple(vectors.shape)}.")
-        self.volume = float(torch.linalg.det(vectors).abs())
-        if not self.volume > 1e-6 * float(vectors.norm(dim=1).prod()):
+        volume = float(torch.linalg.det(vectors).abs())
+        if not volume > 1e-6 * float(vectors.norm(dim=1).prod()):
             raise IncompatibleError(f"expected finite, independent lattice vectors as rows, got {vectors.tolist()}.")
+        self.log_volume = math.log(volume)
         self.vectors, self.dim, self.shape = vectors, len(vectors), (len(vectors),)
         self.config = {"vectors": vectors.tolist()} | ({} if fade is None else {"fade": float(fade)})
         self._inverse = torch.linalg.inv(vectors)
@@ -80,7 +81,7 @@ class Lattice(Flat):
 
     def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
         shifted, logits, wide, phase, height = self._sums(gap, variance)
-        narrow = torch.logsumexp(logits, dim=-1) - 0.5 * torch.log(TWO_PI * _where(~wide, variance)).sum(-1) + math.log(self.volume)
+        narrow = torch.logsumexp(logits, dim=-1) - 0.5 * torch.log(TWO_PI * _where(~wide, variance)).sum(-1) + self.log_volume
         # Where the law is narrow the waves are those of one just wide enough: a number to be thrown away, but a number.
         smooth = torch.log1p(2 * (height * torch.cos(phase)).sum(-1))
         return torch.where(wide[..., 0], smooth, narrow)

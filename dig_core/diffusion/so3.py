@@ -1,4 +1,4 @@
-"""The rotations SO(3): orientations of rigid bodies, with space-fixed tangents."""
+"""The rotations SO(3): orientations of one rigid body or of many, with space-fixed tangents."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ from .spaces import TWO_PI
 
 __all__ = ["SO3", "rotation_matrix", "rotation_vector"]
 
+_LOG_VOLUME = math.log(8 * math.pi**2)
+
 
 class SO3:
-    """Rotations as rotation vectors (B, 3), axis times angle in radians, no longer than pi; zero is the identity.
+    """Rotations as rotation vectors (B, 3), axis times angle in radians, no longer than pi; zero is the identity. With ``bodies``
+    the product of as many, (B, bodies, 3).
 
-    Tangents (B, 3) are rotation vectors about axes fixed in space: exp(x, v) turns the body, as x has it, further by v, so that
+    Tangents are rotation vectors about axes fixed in space: exp(x, v) turns the body, as x has it, further by v, so that
     tangents turn with the system as forces do; along them, a torque over kT is a score. The coordinates jump where |x| = pi:
     networks read :func:`rotation_matrix`. Densities are relative to the uniform law (Haar measure), whose volume in units of
-    the tangents is 8 pi^2. Brownian motion is IGSO(3), with the variance per axis (see :mod:`.igso3`).
+    the tangents is 8 pi^2 a body. Brownian motion is IGSO(3), with the variance per axis (see :mod:`.igso3`).
     """
 
     periodic, flat = True, False
-    dim, shape = 3, (3,)
-    volume, spectral_gap = 8 * math.pi**2, 2.0
+    spectral_gap = 2.0
 
-    def __init__(self):
-        self.config: dict = {}
+    def __init__(self, bodies: int | None = None):
+        count = 1 if bodies is None else int(bodies)
+        self.config: dict = {} if bodies is None else {"bodies": count}
+        self.shape: tuple[int, ...] = (3,) if bodies is None else (count, 3)
+        self.dim, self.log_volume = 3 * count, count * _LOG_VOLUME
 
     def project(self, v: Tensor) -> Tensor:
         return v
@@ -50,7 +55,7 @@ class SO3:
         return vector_of(compose(quaternion(y), inverse(quaternion(x))))
 
     def basis(self) -> Tensor:
-        return torch.eye(3, dtype=torch.float64)
+        return torch.eye(self.dim, dtype=torch.float64).unflatten(1, self.shape)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return (rotation_matrix(self.log(x, y)) @ v[..., None])[..., 0]
@@ -62,7 +67,7 @@ class SO3:
 
     def uniform(self, rng: Streams) -> Tensor:
         # A normal law in four dimensions has no preferred direction, and unit quaternions carry the Haar measure.
-        raw = rng.normal(4, dtype=torch.float64)
+        raw = rng.normal(*self.shape[:-1], 4, dtype=torch.float64)
         return vector_of(raw / raw.norm(dim=-1, keepdim=True))
 
     def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
@@ -77,11 +82,11 @@ class SO3:
         turns = TWO_PI * torch.arange(-reach, reach + 1, dtype=gap.dtype, device=gap.device)
         whole = 1 + turns / angle
         logits = -0.5 * (gap**2 / variance).sum(-1, keepdim=True) * whole**2 + 2 * whole.abs().clamp_min(1e-100).log()
-        scale = math.log(self.volume) - 0.5 * torch.log(TWO_PI * variance).sum(-1)
-        return torch.logsumexp(logits, dim=-1) + scale - 2 * (2 * half_angle(square)[1][..., 0]).log()
+        scale = _LOG_VOLUME - 0.5 * torch.log(TWO_PI * variance).sum(-1)
+        return _together(torch.logsumexp(logits, dim=-1) + scale - 2 * (2 * half_angle(square)[1][..., 0]).log())
 
     def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor:
-        return angle_density(gap.square().sum(-1), variance.expand_as(gap)[..., 0]).log
+        return _together(angle_density(gap.square().sum(-1), variance.expand_as(gap)[..., 0]).log)
 
     def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
         gap64 = gap.double()
@@ -92,3 +97,8 @@ class SO3:
         radius = raw.double().norm(dim=-1)
         angle = angle_step(radius.flatten(), sigma.double().expand_as(raw)[..., 0].flatten()).reshape(radius.shape)
         return ((angle / radius.clamp_min(1e-300))[..., None] * raw).to(raw)
+
+
+def _together(log_density: Tensor) -> Tensor:
+    """(B,) of (B,) or (B, bodies)."""
+    return log_density.flatten(1).sum(1) if log_density.dim() > 1 else log_density

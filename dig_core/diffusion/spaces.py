@@ -19,8 +19,8 @@ TWO_PI = 2 * math.pi
 class Space(Protocol):
     """What a process needs to know of a space. ``shape`` is the shape of points and tangents alike, ``dim`` its dimension.
 
-    ``periodic``: closed in itself, so that there is a uniform law, which has density one; ``volume`` is then its volume in
-    units of the tangents, 1 elsewhere: log p - log volume is the density per unit of tangent. ``flat``: tangents add up,
+    ``periodic``: closed in itself, so that there is a uniform law, which has density one; ``log_volume`` is then that of its volume
+    in units of the tangents, 0 elsewhere: log p - log_volume is the density per unit of tangent. ``flat``: tangents add up,
     exp(exp(x, v), w) = exp(x, v + w). ``spectral_gap``: the rate at which noise of variance 2 fades, the smallest eigenvalue
     of minus the Laplacian, 0 on open spaces.
 
@@ -44,7 +44,7 @@ class Space(Protocol):
     @property
     def flat(self) -> bool: ...
     @property
-    def volume(self) -> float: ...
+    def log_volume(self) -> float: ...
     @property
     def spectral_gap(self) -> float: ...
     @property
@@ -69,7 +69,7 @@ class Flat:
     shape: tuple[int, ...]
     config: dict
     periodic, flat = False, True
-    volume, spectral_gap = 1.0, 0.0
+    log_volume, spectral_gap = 0.0, 0.0
 
     def project(self, v: Tensor) -> Tensor:
         return v
@@ -150,7 +150,7 @@ class Torus(Flat):
 
     def __init__(self, dim: int):
         self.dim, self.shape = int(dim), (int(dim),)
-        self.config, self.volume = {"dim": self.dim}, TWO_PI ** int(dim)
+        self.config, self.log_volume = {"dim": self.dim}, int(dim) * math.log(TWO_PI)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         return wrap(x + v)

@@ -26,7 +26,8 @@ class Descriptor:
     ``numbers`` (N,) atomic numbers, 0 is padding; ``node`` (N, Fv) and ``pair`` (N, N, Fp) integer categories whose
     meaning ``schema`` names; ``bonds`` (M, 2) atom indices; ``mobile`` (N,) bool, atoms that belong to the state;
     ``reference`` one structure (1, N, 3) that fixes stereochemistry, or None; ``pbc`` (3,) bool; ``conditions`` (C,)
-    numbers besides the structure that the law depends on, such as a temperature's logarithm.
+    numbers besides the structure that the law depends on, such as a temperature's logarithm. Of proteins besides: ``single`` (R, Cs)
+    and ``couple`` (R, R, Cp), embeddings of the R residues and of their pairs, or None.
     """
 
     numbers: Tensor
@@ -38,6 +39,8 @@ class Descriptor:
     pbc: Tensor
     schema: str = SCHEMA
     conditions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    single: Tensor | None = None
+    couple: Tensor | None = None
 
     @property
     def n_atoms(self) -> int:

@@ -34,6 +34,7 @@ ALL_SPACES: tuple[Space, ...] = (
     Torus(2),
     Lattice([[2.8, 0.0], [1.2, 2.5]]),
     SO3(),
+    SO3(2),
 )
 
 ALL_SCHEDULES: tuple[Schedule, ...] = (
@@ -63,6 +64,7 @@ def example_law(space: Space) -> Law:
     """Two components of unlike weights and widths on any space: a law that nothing about is symmetric."""
     if isinstance(space, Lattice | SO3):
         towards = torch.tensor([[2.0], [-0.7]]) * torch.linspace(0.5, 1.0, space.dim, dtype=torch.float64)
+        towards = towards.unflatten(1, space.shape)
         return HeatMixture(space, [0.3, 0.7], space.exp(torch.zeros_like(towards), towards), [0.1, 0.3])
     if space.periodic:
         centres = torch.linspace(2.0, 2.8, space.dim), torch.linspace(-0.5, -1.0, space.dim)

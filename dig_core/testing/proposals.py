@@ -52,7 +52,7 @@ class Bare(nn.Module):
     def log_volume(self, state: State, descriptor: Descriptor | None = None) -> Tensor:
         """(B,) log|d geometry / d state|: closed spaces have unit volume, and rotation vectors are not rotations of even density."""
         batch = len(next(iter(state.values())))
-        total = torch.full((batch,), sum(math.log(space.volume) for space in self.spaces.values()), dtype=torch.float64)
+        total = torch.full((batch,), sum(space.log_volume for space in self.spaces.values()), dtype=torch.float64)
         for name, space in self.spaces.items():
             if not space.flat:
                 square = state[name].double().square().sum(-1)

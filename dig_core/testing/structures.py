@@ -127,7 +127,7 @@ def _log_det(coordinates, process: Joint, geometry: Geometry, descriptor: Descri
         square = torch.einsum("bni,bnj->bij", x, x)
         inertia = torch.einsum("bii->b", square)[:, None, None] * torch.eye(3, dtype=torch.float64) - square
         found = found - math.log(8 * math.pi**2) - 0.5 * torch.linalg.slogdet(inertia).logabsdet
-    return found - sum(math.log(part.space.volume) for part in process.values())
+    return found - sum(part.space.log_volume for part in process.values())
 
 
 def _forgotten(coordinates, process, geometry, descriptor, state) -> list[tuple[int, int, int]]:
