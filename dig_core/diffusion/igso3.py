@@ -16,6 +16,7 @@ Everything is written in functions of a^2 and cos(a / 2), so that derivatives ex
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ _TURNS = 2
 _SINH = [1 / math.factorial(2 * n + 1) for n in range(12)]
 _COSH = [1 / math.factorial(2 * n) for n in range(12)]
 _BEND = [(2 * n + 2) / math.factorial(2 * n + 3) for n in range(12)]
+
+Density = Callable[[Tensor, Tensor], Tensor]
 
 _CELLS, _SPAN = 32, 10.0
 _NODES, _WEIGHTS = (torch.from_numpy(0.5 * x) for x in np.polynomial.legendre.leggauss(4))
@@ -106,11 +109,21 @@ def angle_step(radius: Tensor, sigma: Tensor) -> Tensor:
     A normal vector so shortened is Brownian motion of standard deviation ``sigma`` (B,) per axis. By quadrature of the density of
     the angle and Newton's method, from whichever end is nearer: relative error below 1e-8 out into the tails.
     """
-    variance = sigma.square()
-    width = (_SPAN * sigma).clamp_max(math.pi) / _CELLS
-    edges = width[:, None] * torch.arange(_CELLS, dtype=width.dtype, device=width.device)
-    mass = _mass(edges, width[:, None], variance[:, None])
-    below, above = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
+    angle, narrow = torch.empty_like(radius), sigma.square() < _SPLIT
+    for density, part in ((_turning, narrow), (_waving, ~narrow)):
+        if bool(part.any()):
+            angle[part] = _inverted(density, radius[part], sigma[part])
+    return angle
+
+
+def _inverted(density: Density, radius: Tensor, sigma: Tensor) -> Tensor:
+    # One table of masses a level of noise: the bodies of a sample share it.
+    levels, which = sigma.unique(return_inverse=True)
+    widths = (_SPAN * levels).clamp_max(math.pi) / _CELLS
+    edges = widths[:, None] * torch.arange(_CELLS, dtype=widths.dtype, device=widths.device)
+    masses = _mass(density, edges, widths[:, None], levels.square()[:, None])
+    below, above = masses.cumsum(1)[which], masses.flip(1).cumsum(1).flip(1)[which]
+    mass, width, variance = masses[which], widths[which], sigma.square()
     half, square = torch.full_like(radius, 1.5), 0.5 * radius.square()
     want_below, want_above = torch.special.gammainc(half, square), torch.special.gammaincc(half, square)
     rising = want_below < 0.5
@@ -122,9 +135,9 @@ def angle_step(radius: Tensor, sigma: Tensor) -> Tensor:
     share = (needed / _at(mass, cell).clamp_min(1e-300)).clamp(0, 1)
     # Near the identity the mass grows with the cube of the angle.
     share = torch.where(cell > 0, share, share ** (1 / 3))
-    for _ in range(5):
-        slope = width * _density(start + share * width, variance)
-        share = (share - (_mass(start, share * width, variance) - needed) / slope.clamp_min(1e-300)).clamp(0, 1)
+    for _ in range(4):
+        slope = width * density(start + share * width, variance)
+        share = (share - (_mass(density, start, share * width, variance) - needed) / slope.clamp_min(1e-300)).clamp(0, 1)
     # The angle is the radius times sigma (1 - sigma^2 / 24 + ..).
     return torch.where(sigma < 1e-3, sigma * radius * (1 - variance / 24), start + share * width)
 
@@ -133,27 +146,30 @@ def _at(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index[:, None])[:, 0]
 
 
-def _mass(start: Tensor, width: Tensor, variance: Tensor) -> Tensor:
+def _mass(density: Density, start: Tensor, width: Tensor, variance: Tensor) -> Tensor:
     """The probability of angles from ``start`` to ``start + width``, by Gauss's formula."""
     angle = start[..., None] + width[..., None] * (0.5 + _NODES.to(width))
-    return (width[..., None] * _WEIGHTS.to(width) * _density(angle, variance[..., None])).sum(-1)
+    return (width[..., None] * _WEIGHTS.to(width) * density(angle, variance[..., None])).sum(-1)
 
 
-def _density(angle: Tensor, variance: Tensor) -> Tensor:
-    """The probability density of the angle on [0, pi], f(a) (1 - cos a) / pi, quickly."""
-    narrow, sine = variance.clamp_max(_SPLIT), torch.sin(0.5 * angle)
+def _turning(angle: Tensor, variance: Tensor) -> Tensor:
+    """The probability density of the angle on [0, pi], f(a) (1 - cos a) / pi, quickly, of variances up to the split."""
     turns = torch.zeros_like(angle)
     for k in range(1 - _TURNS, _TURNS):
         turned = angle + 2 * math.pi * k
-        turns += (-1) ** k * turned * torch.exp(-0.5 * turned.square() / narrow)
-    turns *= math.sqrt(8 / math.pi) * narrow**-1.5 * torch.exp(narrow / 8) * sine
-    weights, x = _tails(variance.clamp_min(_SPLIT)), 2 * torch.cos(angle)
+        turns += (-1) ** k * turned * torch.exp(-0.5 * turned.square() / variance)
+    return turns * torch.sin(0.5 * angle) * (math.sqrt(8 / math.pi) * variance**-1.5 * torch.exp(variance / 8))
+
+
+def _waving(angle: Tensor, variance: Tensor) -> Tensor:
+    """The same from the split on."""
+    weights, x = _tails(variance), 2 * torch.cos(angle)
     last, this = torch.ones_like(x), 0.5 * x
     waves = weights[0] + 2 * weights[1] * this
     for weight in weights[2:]:
         last, this = this, x * this - last
         waves += 2 * weight * this
-    return torch.where(variance < _SPLIT, turns, 2 / math.pi * sine.square() * waves)
+    return 2 / math.pi * torch.sin(0.5 * angle).square() * waves
 
 
 def _tails(variance: Tensor) -> list[Tensor]:

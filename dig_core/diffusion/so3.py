@@ -83,10 +83,10 @@ class SO3:
         whole = 1 + turns / angle
         logits = -0.5 * (gap**2 / variance).sum(-1, keepdim=True) * whole**2 + 2 * whole.abs().clamp_min(1e-100).log()
         scale = _LOG_VOLUME - 0.5 * torch.log(TWO_PI * variance).sum(-1)
-        return _together(torch.logsumexp(logits, dim=-1) + scale - 2 * (2 * half_angle(square)[1][..., 0]).log())
+        return self._together(torch.logsumexp(logits, dim=-1) + scale - 2 * (2 * half_angle(square)[1][..., 0]).log())
 
     def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor:
-        return _together(angle_density(gap.square().sum(-1), variance.expand_as(gap)[..., 0]).log)
+        return self._together(angle_density(gap.square().sum(-1), variance.expand_as(gap)[..., 0]).log)
 
     def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
         gap64 = gap.double()
@@ -98,7 +98,6 @@ class SO3:
         angle = angle_step(radius.flatten(), sigma.double().expand_as(raw)[..., 0].flatten()).reshape(radius.shape)
         return ((angle / radius.clamp_min(1e-300))[..., None] * raw).to(raw)
 
-
-def _together(log_density: Tensor) -> Tensor:
-    """(B,) of (B,) or (B, bodies)."""
-    return log_density.flatten(1).sum(1) if log_density.dim() > 1 else log_density
+    def _together(self, log_density: Tensor) -> Tensor:
+        """That of all bodies."""
+        return log_density if len(self.shape) == 1 else log_density.sum(-1)

@@ -15,15 +15,17 @@ __all__ = ["HeatMixture"]
 class HeatMixture(Mixture):
     """Brownian motion from several points of a closed space, density relative to the uniform law: ``means`` (M, d), ``variances`` (M,).
 
+    Points are flat, (B, d) for those of the space's shape.
+
     Noised by the process it stays one, with the variance of the noise added. Raises IncompatibleError for open spaces.
     """
 
     def __init__(self, space: Space, weights, means, variances):
         super().__init__(weights, means)
         self.space, self.variances = space, torch.as_tensor(variances, dtype=torch.float64)
-        if not space.periodic or self.variances.shape != self.weights.shape or space.shape != self.means.shape[1:]:
+        if not space.periodic or self.variances.shape != self.weights.shape or space.dim != self.dim:
             raise IncompatibleError(
-                f"expected a closed space, means (M, *{space.shape}) and variances (M,), got a {type(space).__name__}, "
+                f"expected a closed space, means (M, {space.dim}) and variances (M,), got a {type(space).__name__}, "
                 f"{tuple(self.means.shape)} and {tuple(self.variances.shape)}."
             )
 
@@ -40,21 +42,25 @@ class HeatMixture(Mixture):
             still = torch.zeros(len(x), len(self.means), self.dim, dtype=torch.float64, requires_grad=True)
             gap, variance = self._gaps(x, sigma, still)
             score = self.space.heat_score(gap, variance)
-            for i in range(self.dim):
-                bends.append(torch.autograd.grad(score[:, i].sum(), still, retain_graph=True)[0][..., i])
+            for i, entry in enumerate(score.flatten(1).unbind(1)):
+                bends.append(torch.autograd.grad(entry.sum(), still, retain_graph=True)[0][..., i])
         return torch.stack(bends, dim=-1)
 
     def _gaps(self, x: Tensor, sigma, still: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tangents from every mean to ``x``, moved by ``still``, and the variances there, (B M, d) both."""
+        """Tangents from every mean to ``x``, moved by ``still``, and the variances there, (B M, *shape) both."""
         shape = len(x), len(self.means), self.dim
-        ends = x[:, None].expand(shape).reshape(-1, self.dim)
-        ends = ends if still is None else self.space.exp(ends, still.reshape(-1, self.dim))
+        ends = self._points(x[:, None].expand(shape))
+        ends = ends if still is None else self.space.exp(ends, self._points(still))
         level = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1, 1)
-        variance = (self.variances[:, None] + level**2).expand(shape).reshape(-1, self.dim)
-        return self.space.log(self.means.expand(shape).reshape(-1, self.dim), ends), variance
+        variance = (self.variances[:, None] + level**2).expand(shape)
+        return self.space.log(self._points(self.means.expand(shape)), ends), self._points(variance)
+
+    def _points(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.space.shape)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """(n, d) independent draws."""
         which = self._pick(n, rng)
-        raw = torch.randn(n, self.dim, generator=rng, dtype=torch.float64)
-        return self.space.exp(self.means[which], self.space.heat_step(raw, self.variances[which, None].sqrt()))
+        raw, width = torch.randn(n, self.dim, generator=rng, dtype=torch.float64), self.variances[which, None].sqrt().expand(n, self.dim)
+        step = self.space.heat_step(self._points(raw), self._points(width))
+        return self.space.exp(self._points(self.means[which]), step).flatten(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..diffusion import (
     SO3,
@@ -64,8 +65,7 @@ def example_law(space: Space) -> Law:
     """Two components of unlike weights and widths on any space: a law that nothing about is symmetric."""
     if isinstance(space, Lattice | SO3):
         towards = torch.tensor([[2.0], [-0.7]]) * torch.linspace(0.5, 1.0, space.dim, dtype=torch.float64)
-        towards = towards.unflatten(1, space.shape)
-        return HeatMixture(space, [0.3, 0.7], space.exp(torch.zeros_like(towards), towards), [0.1, 0.3])
+        return HeatMixture(space, [0.3, 0.7], _moved(space, towards), [0.1, 0.3])
     if space.periodic:
         centres = torch.linspace(2.0, 2.8, space.dim), torch.linspace(-0.5, -1.0, space.dim)
         return WrappedMixture([0.3, 0.7], torch.stack(centres), torch.tensor([[0.1], [0.3]]).expand(2, space.dim))
@@ -78,3 +78,9 @@ def example_law(space: Space) -> Law:
 def example_model(**processes: Diffusion) -> AnalyticScore:
     """The exact score of example laws, one a component."""
     return AnalyticScore(Joint(**processes), {name: example_law(part.space) for name, part in processes.items()})
+
+
+def _moved(space: Space, tangents: Tensor) -> Tensor:
+    """(M, d) the flat points that flat tangents (M, d) at the origin lead to."""
+    tangents = tangents.unflatten(1, space.shape)
+    return space.exp(torch.zeros_like(tangents), tangents).flatten(1)
