@@ -148,8 +148,9 @@ def _at(table: Tensor, index: Tensor) -> Tensor:
 
 def _mass(density: Density, start: Tensor, width: Tensor, variance: Tensor) -> Tensor:
     """The probability of angles from ``start`` to ``start + width``, by Gauss's formula."""
-    angle = start[..., None] + width[..., None] * (0.5 + _NODES.to(width))
-    return (width[..., None] * _WEIGHTS.to(width) * density(angle, variance[..., None])).sum(-1)
+    # Nodes lead: what differs from sample to sample stays last, where products are quick.
+    nodes, weights = (x.to(width).reshape(-1, *[1] * start.dim()) for x in (_NODES, _WEIGHTS))
+    return (weights * width * density(start + width * (0.5 + nodes), variance)).sum(0)
 
 
 def _turning(angle: Tensor, variance: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def _waving(angle: Tensor, variance: Tensor) -> Tensor:
     waves = weights[0] + 2 * weights[1] * this
     for weight in weights[2:]:
         last, this = this, x * this - last
-        waves += 2 * weight * this
+        waves += (2 * weight) * this
     return 2 / math.pi * torch.sin(0.5 * angle).square() * waves
 
 
