@@ -33,6 +33,7 @@ class Backbone(nn.Module):
     """
 
     gauge = frozenset({"translation", "residue"})
+    ideal: Tensor
 
     def __init__(self, scale: float = 10.0):
         super().__init__()
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         """
         known, positions = residues(descriptor), geometry.positions.double()
         if positions.dim() != 3 or positions.shape[1:] != (descriptor.n_atoms, 3):
-            raise IncompatibleError(f"expected positions (B, {descriptor.n_atoms}, 3) for this sequence, got {tuple(geometry.positions.shape)}.")
+            raise IncompatibleError(f"expected positions (B, {descriptor.n_atoms}, 3) for this sequence, got {tuple(positions.shape)}.")
         nitrogen, alpha, carbon = (positions[:, known.atoms[:, k]] for k in range(3))
         along = carbon - alpha
         x = along / along.norm(dim=-1, keepdim=True)

@@ -6,13 +6,16 @@ from .graphormer import Graphormer
 from .heads import CoordinateHead, VectorHead
 from .mlp import ResidualMLP, ScalarMLP
 from .networks import CartesianGraphormer, InternalGraphormer
+from .protein import BackboneGraphormer
 
 __all__ = [
-    "NETWORKS", "AdsorptionGraphormer", "CartesianGraphormer", "CoordinateHead", "CrystalGraphormer", "Graphormer",
+    "NETWORKS", "AdsorptionGraphormer", "BackboneGraphormer", "CartesianGraphormer", "CoordinateHead", "CrystalGraphormer", "Graphormer",
     "InternalGraphormer", "ResidualMLP", "ScalarMLP", "VectorHead",
 ]  # fmt: skip
 
 NETWORKS = {
     cls.__name__: cls
-    for cls in (AdsorptionGraphormer, CrystalGraphormer, ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer)
+    for cls in (
+        AdsorptionGraphormer, BackboneGraphormer, CrystalGraphormer, ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer,
+    )
 }

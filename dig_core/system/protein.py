@@ -146,7 +146,7 @@ def _bonds(node: Tensor) -> Tensor:
         place[chain, number, atom] = index
         partner = {0: (number - 1, 2), 1: (number, 0), 2: (number, 1), 3: (number, 2), 4: (number, 1)}[atom]
         if (chain, *partner) in place:
-            bonds.append((place[chain, *partner], index))
+            bonds.append((place[(chain, *partner)], index))
     return torch.tensor(bonds).reshape(-1, 2)
 
 

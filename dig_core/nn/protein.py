@@ -1,0 +1,217 @@
+"""A Graphormer over the residues of a protein: what a residue knows of another it sees from its own frame."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..coordinates.backbone import Backbone
+from ..diffusion import SO3, Diffusion, Geometric, Joint, LogSNR, ZeroCentroid
+from ..diffusion.rotations import rotation_matrix
+from ..diffusion.schedules import Schedule
+from ..errors import IncompatibleError
+from ..system.descriptor import Descriptor
+from ..system.protein import RESIDUES, Residues, residues
+from ..types import State, Tangent
+from .embed import TimeEmbedding, seeded
+from .geometry import FARTHEST, SOFTENING
+from .graphormer import attention, modulated_norm, split_heads
+
+__all__ = ["BackboneGraphormer"]
+
+_APART = 32  # residue numbers further apart than this look alike
+_ANGLE = (0.03, 2.3)  # rad an axis: orientations noised by the latter are even to 1 %
+_FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
+_SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -6.0), "brownian": Geometric(0.01, 3.5)}
+
+
+class BackboneGraphormer(nn.Module):
+    """Noise departures and log-variances of the components of :class:`Backbone`, for any sequence.
+
+    Residues are nodes. What one knows of another is a pair representation: the distance, direction and orientation of the other as
+    seen from its own frame, how far apart they are along the chain, the kinds of both, those of a ``reference`` structure and
+    embeddings if there are any. Pairs bias the attention of all layers and are listened to by it; displacements towards others
+    come along as vectors in a residue's frame. The answer is a shift and a turn in that frame, so it turns with the protein, and
+    mirror images are told apart.
+
+    Parameters
+    ----------
+    width, heads, layers, ffn: of the transformer. pair: width of the pair representation; heard: how much of it attention passes on.
+    basis: Gaussians of the distance.
+    process: ``"ou"``, the article's variance-preserving process of alpha carbons, or ``"brownian"``, that of its code (0.1 to
+        35 Angstrom). Orientations perform Brownian motion either way.
+    members: number of residues, for a model of one protein: each then has an embedding of its own. None: for any protein.
+    reference: whether the descriptor's reference structure is read.
+    single, couple: widths of the descriptor's embeddings, 0 if there are none.
+    scale: Angstrom a unit of ``pos``. seed: of the initial weights.
+
+    Raises
+    ------
+    IncompatibleError: ``heads`` does not divide ``width``, an unknown process; later, a descriptor without what the network reads.
+    """
+
+    def __init__(
+        self, width: int = 128, heads: int = 8, layers: int = 4, *, ffn: int = 2, pair: int = 48, heard: int = 16, basis: int = 16,
+        process: str = "ou", members: int | None = None, reference: bool = False, single: int = 0, couple: int = 0,
+        scale: float = 10.0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if width % heads or process not in _SCHEDULES:
+            raise IncompatibleError(
+                f"expected heads that divide width and a process in {sorted(_SCHEDULES)}, got {heads}, {width} and {process!r}."
+            )
+        self.config = {
+            "width": width, "heads": heads, "layers": layers, "ffn": ffn, "pair": pair, "heard": heard, "basis": basis,
+            "process": process, "members": members, "reference": reference, "single": single, "couple": couple, "scale": scale,
+            "seed": seed,
+        }  # fmt: skip
+        self.coordinates, self.schedule, self.heads = Backbone(scale), _SCHEDULES[process], heads
+        with seeded(seed):
+            self.kind = nn.Embedding(len(RESIDUES), width)
+            self.member = nn.Parameter(0.3 * torch.randn(members, width)) if members else None
+            self.given = nn.Linear(single, width, bias=False) if single else None
+            self.time = TimeEmbedding(width)
+            self.view = _View(basis)
+            self.apart = nn.Embedding(2 * _APART + 2, pair)
+            self.ends = nn.Linear(width, 2 * pair, bias=False)
+            self.when = nn.Linear(width, pair)
+            self.seen = nn.Linear(self.view.features, pair, bias=False)
+            self.known = nn.Linear(self.view.features, pair, bias=False) if reference else None
+            self.coupled = nn.Linear(couple, pair, bias=False) if couple else None
+            self.bias = nn.Linear(pair, heads * (layers + 1))
+            self.heard = nn.Linear(pair, heard, bias=False)
+            self.blocks = nn.ModuleList(_Block(width, heads, ffn, heard) for _ in range(layers))
+            self.norm = nn.LayerNorm(width)
+            self.towards = nn.Linear(width, 2 * width, bias=False)
+            self.head = nn.Sequential(nn.Linear(width + 4 * heads, width), nn.SiLU(), nn.Linear(width, 2 * heads + 8))
+            nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
+
+    def process(self, descriptor: Descriptor) -> Joint:
+        """The process that noises proteins of this many residues."""
+        n = int((descriptor.node[:, 1] == 0).sum())
+        return Joint(pos=Diffusion(ZeroCentroid(n), self.schedule), rot=Diffusion(SO3(n), Geometric(*_ANGLE)))
+
+    def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
+        """Noise departures and log-variances of B states at times ``t`` (1,) or (B,)."""
+        known, t, like = residues(descriptor), t.reshape(-1), self.norm.weight
+        pos = state["pos"] / torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t)).reshape(-1, 1, 1)
+        pos, turn = pos.to(like), rotation_matrix(state["rot"]).to(like)
+        time = self.time(t)
+        active, x = F.silu(time), self._residues(known, descriptor)
+        pair = self._pairs(pos, turn, x, active, known, descriptor)
+        biases = self.bias(pair).permute(3, 0, 1, 2).unflatten(0, (-1, self.heads)).transpose(1, 2).contiguous()
+        heard = self.heard(pair)
+        x = (x + time[:, None]).expand(len(pos), -1, -1)
+        for block, bias in zip(self.blocks, biases, strict=False):
+            x = block(x, bias, heard, pos, turn, active)
+        return self._read(self.norm(x), biases[-1], pos, turn, t)
+
+    def _residues(self, known: Residues, descriptor: Descriptor) -> Tensor:
+        """(N, W) features of residues that have seen nothing."""
+        x = self.kind(known.kind)
+        if self.member is not None:
+            if len(self.member) != len(x):
+                raise IncompatibleError(f"this model serves one protein of {len(self.member)} residues, got {len(x)}: train one for any.")
+            x = x + self.member
+        if self.given is not None:
+            x = x + self.given(_embedding(descriptor.single, self.given.in_features, "single").to(x))
+        return x
+
+    def _pairs(self, pos: Tensor, turn: Tensor, x: Tensor, active: Tensor, known: Residues, descriptor: Descriptor) -> Tensor:
+        """(B, N, N, P): row i, column j is what i knows of j."""
+        apart = (known.number - known.number[:, None]).clamp(-_APART, _APART) + _APART
+        apart = torch.where(known.chain == known.chain[:, None], apart, 2 * _APART + 1)
+        own, other = self.ends(x).chunk(2, -1)
+        fixed = self.apart(apart) + own[:, None] + other
+        if self.coupled is not None:
+            fixed = fixed + self.coupled(_embedding(descriptor.couple, self.coupled.in_features, "couple").to(x))
+        if self.known is not None:
+            if descriptor.reference is None:
+                raise IncompatibleError("this model reads a reference structure: give protein() its positions.")
+            state, _ = self.coordinates.encode(descriptor.reference, descriptor)
+            reference = self.view(state["pos"].to(x), rotation_matrix(state["rot"]).to(x), self.coordinates.scale)
+            fixed = fixed + self.known(reference)
+        geometry = self.seen(self.view(pos, turn, self.coordinates.scale))
+        return F.silu(geometry + (fixed + self.when(active)[:, None, None]))
+
+    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, t: Tensor) -> tuple[Tangent, Tangent]:
+        """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
+        query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
+        local = _towards(attention(query, key, bias).view_as(bias), pos, turn)
+        out = self.head(torch.cat([x, local.flatten(2), local.norm(dim=-1)], -1))
+        gates, free, widths = out.split([2 * self.heads, 6, 2], -1)
+        shift, twist = (gates.unflatten(-1, (2, self.heads, 1)) * local[:, :, None]).sum(3).unbind(2)
+        shift, twist = (turn @ (part + own)[..., None] for part, own in zip((shift, twist), free.split(3, -1), strict=True))
+        noise = {}
+        for name, part, least in (("pos", shift, _FINE / self.coordinates.scale), ("rot", twist, _FINE_ANGLE)):
+            sigma = (self.schedule if name == "pos" else Geometric(*_ANGLE)).sigma(t).reshape(-1, 1, 1).to(x)
+            noise[name] = part[..., 0] * (1 + (least / sigma) ** 2).sqrt() / sigma
+        return noise, {"pos": widths[..., :1].mean(1, keepdim=True), "rot": widths[..., 1:]}
+
+
+class _View(nn.Module):
+    """How residues see each other: Gaussians of the distance, its direction and the other's axes in their own frame."""
+
+    def __init__(self, basis: int) -> None:
+        super().__init__()
+        # From contact to the size of a large protein; denser at contact.
+        self.centres = nn.Parameter(0.3 + 6.5 * torch.linspace(0, 1, basis) ** 2)
+        self.sharpness = nn.Parameter(1 / (13 * torch.linspace(0, 1, basis).clamp_min(1.5 / basis) / basis))
+        self.features = basis + 12
+
+    def forward(self, pos: Tensor, turn: Tensor, scale: float) -> Tensor:
+        """``pos`` (B, N, 3) units of ``scale`` Angstrom, ``turn`` (B, N, 3, 3) -> (B, N, N, features)."""
+        gap = (pos[:, None] - pos[:, :, None]) * (scale / 10.0)
+        distance = (gap.square().sum(-1, keepdim=True) + SOFTENING).sqrt()
+        # Row vectors times the frame's columns are components along its axes.
+        direction = torch.matmul(gap / distance, turn)
+        axes = torch.matmul(turn.transpose(-1, -2)[:, :, None], turn[:, None])
+        radial = ((distance - self.centres) * self.sharpness).square().neg().clamp(min=-FARTHEST).exp()
+        return torch.cat([radial, direction, axes.flatten(-2)], -1)
+
+
+class _Block(nn.Module):
+    """Pre-LN attention and feed-forward, scaled by the time; attention also passes on pairs and displacements."""
+
+    def __init__(self, width: int, heads: int, ffn: int, heard: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mix = nn.Linear(width + heads * (heard + 4), width, bias=False)
+        self.widen = nn.Linear(width, ffn * width, bias=False)
+        self.narrow = nn.Linear(ffn * width, width, bias=False)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, bias: Tensor, heard: Tensor, pos: Tensor, turn: Tensor, time: Tensor) -> Tensor:
+        """``x`` (B, N, W), ``bias`` (B, heads, N, N), ``heard`` (B, N, N, H), frames, ``time`` (T, W) -> (B, N, W)."""
+        b, n, w = x.shape
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
+        query, key, value = split_heads(self.qkv(modulated_norm(x, scale1, shift1)), 3, self.heads, x.dtype)
+        weights = attention(query, key, bias)
+        values = torch.bmm(weights, value).view(b, self.heads, n, -1).transpose(1, 2).flatten(2)
+        weights = weights.view_as(bias)
+        pairs = torch.matmul(weights.transpose(1, 2), heard).flatten(2)
+        local = _towards(weights, pos, turn)
+        x = torch.addcmul(x, self.mix(torch.cat([values, pairs, local.flatten(2), local.norm(dim=-1)], -1)), 1 + gate1)
+        hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
+        return torch.addcmul(x, self.narrow(hidden), 1 + gate2)
+
+
+def _towards(weights: Tensor, pos: Tensor, turn: Tensor) -> Tensor:
+    """(B, N, heads, 3): mean displacements to the residues attended to, in a residue's own frame; ``weights`` (B, heads, N, N)."""
+    gap = torch.matmul(weights, pos[:, None]) - pos[:, None]
+    # Its length is not differentiable where it vanishes, as for a residue that attends to itself alone.
+    return torch.matmul(gap.transpose(1, 2), turn) + math.sqrt(SOFTENING)
+
+
+def _embedding(given: Tensor | None, width: int, name: str) -> Tensor:
+    if given is None or given.shape[-1] != width:
+        found = "none" if given is None else f"{given.shape[-1]} channels"
+        raise IncompatibleError(f"this model reads {name} embeddings of {width} channels, got {found}: give them to protein().")
+    return given
