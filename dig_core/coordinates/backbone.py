@@ -32,7 +32,7 @@ class Backbone(nn.Module):
     orientation: the law of the frames, with the rest of the protein integrated out.
     """
 
-    gauge = frozenset({"translation", "residue"})
+    gauge, curved = frozenset({"translation", "residue"}), frozenset({"rot"})
     ideal: Tensor
 
     def __init__(self, scale: float = 10.0):

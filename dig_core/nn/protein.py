@@ -33,13 +33,13 @@ class BackboneGraphormer(nn.Module):
 
     Residues are nodes. What one knows of another is a pair representation: the distance, direction and orientation of the other as
     seen from its own frame, how far apart they are along the chain, the kinds of both, those of a ``reference`` structure and
-    embeddings if there are any. Pairs bias the attention of all layers and are listened to by it; displacements towards others
+    embeddings if there are any. Pairs are listened to once and bias the attention of all layers; displacements towards others
     come along as vectors in a residue's frame. The answer is a shift and a turn in that frame, so it turns with the protein, and
     mirror images are told apart.
 
     Parameters
     ----------
-    width, heads, layers, ffn: of the transformer. pair: width of the pair representation; heard: how much of it attention passes on.
+    width, heads, layers, ffn: of the transformer. pair: width of the pair representation; heard: how much of it is listened to.
     basis: Gaussians of the distance.
     process: ``"ou"``, the article's variance-preserving process of alpha carbons, or ``"brownian"``, that of its code (0.1 to
         35 Angstrom). Orientations perform Brownian motion either way.
@@ -54,7 +54,7 @@ class BackboneGraphormer(nn.Module):
     """
 
     def __init__(
-        self, width: int = 128, heads: int = 8, layers: int = 4, *, ffn: int = 2, pair: int = 48, heard: int = 16, basis: int = 16,
+        self, width: int = 128, heads: int = 4, layers: int = 4, *, ffn: int = 2, pair: int = 32, heard: int = 16, basis: int = 12,
         process: str = "ou", members: int | None = None, reference: bool = False, single: int = 0, couple: int = 0,
         scale: float = 10.0, seed: int = 0,
     ) -> None:  # fmt: skip
@@ -81,9 +81,10 @@ class BackboneGraphormer(nn.Module):
             self.seen = nn.Linear(self.view.features, pair, bias=False)
             self.known = nn.Linear(self.view.features, pair, bias=False) if reference else None
             self.coupled = nn.Linear(couple, pair, bias=False) if couple else None
-            self.bias = nn.Linear(pair, heads * (layers + 1))
+            self.bias = nn.Linear(pair, heads * (layers + 2))
             self.heard = nn.Linear(pair, heard, bias=False)
-            self.blocks = nn.ModuleList(_Block(width, heads, ffn, heard) for _ in range(layers))
+            self.hear = nn.Linear(heads * heard, width, bias=False)
+            self.blocks = nn.ModuleList(_Block(width, heads, ffn) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.towards = nn.Linear(width, 2 * width, bias=False)
             self.head = nn.Sequential(nn.Linear(width + 4 * heads, width), nn.SiLU(), nn.Linear(width, 2 * heads + 8))
@@ -103,12 +104,11 @@ class BackboneGraphormer(nn.Module):
         time = self.time(t)
         active, x = F.silu(time), self._residues(known, descriptor)
         pair = self._pairs(pos, turn, x, active, known, descriptor)
-        biases = self.bias(pair).permute(3, 0, 1, 2).unflatten(0, (-1, self.heads)).transpose(1, 2).contiguous()
-        heard = self.heard(pair)
-        x = (x + time[:, None]).expand(len(pos), -1, -1)
-        for block, bias in zip(self.blocks, biases, strict=False):
-            x = block(x, bias, heard, pos, turn, active)
-        return self._read(self.norm(x), biases[-1], pos, turn, t)
+        first, *biases, last = self._biases(pair)
+        x = x + time[:, None] + self._hear(first, pair)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x = block(x, bias, pos, turn, active)
+        return self._read(self.norm(x), last, pos, turn, t)
 
     def _residues(self, known: Residues, descriptor: Descriptor) -> Tensor:
         """(N, W) features of residues that have seen nothing."""
@@ -122,7 +122,7 @@ class BackboneGraphormer(nn.Module):
         return x
 
     def _pairs(self, pos: Tensor, turn: Tensor, x: Tensor, active: Tensor, known: Residues, descriptor: Descriptor) -> Tensor:
-        """(B, N, N, P): row i, column j is what i knows of j."""
+        """(B, P, N, N): row i, column j is what i knows of j."""
         apart = (known.number - known.number[:, None]).clamp(-_APART, _APART) + _APART
         apart = torch.where(known.chain == known.chain[:, None], apart, 2 * _APART + 1)
         own, other = self.ends(x).chunk(2, -1)
@@ -134,9 +134,19 @@ class BackboneGraphormer(nn.Module):
                 raise IncompatibleError("this model reads a reference structure: give protein() its positions.")
             state, _ = self.coordinates.encode(descriptor.reference, descriptor)
             reference = self.view(state["pos"].to(x), rotation_matrix(state["rot"]).to(x), self.coordinates.scale)
-            fixed = fixed + self.known(reference)
-        geometry = self.seen(self.view(pos, turn, self.coordinates.scale))
-        return F.silu(geometry + (fixed + self.when(active)[:, None, None]))
+            fixed = fixed + _channels(self.known.weight, reference)[0].permute(1, 2, 0)
+        geometry = _channels(self.seen.weight, self.view(pos, turn, self.coordinates.scale))
+        return F.silu(geometry + (fixed.permute(2, 0, 1).contiguous() + self.when(active)[..., None, None]))
+
+    def _biases(self, pair: Tensor) -> list[Tensor]:
+        """(B, heads, N, N) for every layer, the one that listens and the one that is read."""
+        found = _channels(self.bias.weight, pair) + self.bias.bias[:, None, None]
+        return list(found.unflatten(1, (-1, self.heads)).unbind(1))
+
+    def _hear(self, bias: Tensor, pair: Tensor) -> Tensor:
+        """(B, N, W) of the pairs of each residue, as their own bias weighs them."""
+        heard = _channels(self.heard.weight, pair).permute(0, 2, 3, 1)
+        return self.hear(torch.matmul(bias.softmax(-1).transpose(1, 2), heard).flatten(2))
 
     def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, t: Tensor) -> tuple[Tangent, Tangent]:
         """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
@@ -164,43 +174,50 @@ class _View(nn.Module):
         self.features = basis + 12
 
     def forward(self, pos: Tensor, turn: Tensor, scale: float) -> Tensor:
-        """``pos`` (B, N, 3) units of ``scale`` Angstrom, ``turn`` (B, N, 3, 3) -> (B, N, N, features)."""
-        gap = (pos[:, None] - pos[:, :, None]) * (scale / 10.0)
-        distance = (gap.square().sum(-1, keepdim=True) + SOFTENING).sqrt()
-        # Row vectors times the frame's columns are components along its axes.
-        direction = torch.matmul(gap / distance, turn)
-        axes = torch.matmul(turn.transpose(-1, -2)[:, :, None], turn[:, None])
-        radial = ((distance - self.centres) * self.sharpness).square().neg().clamp(min=-FARTHEST).exp()
-        return torch.cat([radial, direction, axes.flatten(-2)], -1)
+        """``pos`` (B, N, 3) units of ``scale`` Angstrom, ``turn`` (B, N, 3, 3) -> (B, features, N, N)."""
+        b, n, _ = pos.shape
+        pos = pos * (scale / 10.0)
+        axes = turn.permute(0, 3, 1, 2).reshape(b, 3 * n, 3)
+        inside = torch.bmm(axes, torch.cat([pos, *turn.unbind(-1)], 1).transpose(1, 2)).view(b, 3, n, 4, n)
+        # A position in the frame of i, less that of i.
+        gap = inside[:, :, :, 0] - (turn * pos[..., None]).sum(2).transpose(1, 2)[..., None]
+        distance = (gap.square().sum(1, keepdim=True) + SOFTENING).sqrt()
+        radial = (distance - self.centres[:, None, None]) * self.sharpness[:, None, None]
+        radial = radial.square().neg().clamp(min=-FARTHEST).exp()
+        return torch.cat([radial, gap / distance, *inside[:, :, :, 1:].unbind(3)], 1)
 
 
 class _Block(nn.Module):
-    """Pre-LN attention and feed-forward, scaled by the time; attention also passes on pairs and displacements."""
+    """Pre-LN attention and feed-forward, scaled by the time; attention also passes on displacements."""
 
-    def __init__(self, width: int, heads: int, ffn: int, heard: int) -> None:
+    def __init__(self, width: int, heads: int, ffn: int) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.mix = nn.Linear(width + heads * (heard + 4), width, bias=False)
+        self.mix = nn.Linear(width + 4 * heads, width, bias=False)
         self.widen = nn.Linear(width, ffn * width, bias=False)
         self.narrow = nn.Linear(ffn * width, width, bias=False)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, bias: Tensor, heard: Tensor, pos: Tensor, turn: Tensor, time: Tensor) -> Tensor:
-        """``x`` (B, N, W), ``bias`` (B, heads, N, N), ``heard`` (B, N, N, H), frames, ``time`` (T, W) -> (B, N, W)."""
+    def forward(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, time: Tensor) -> Tensor:
+        """``x`` (B, N, W), ``bias`` (B, heads, N, N), frames, ``time`` (T, W) -> (B, N, W)."""
         b, n, w = x.shape
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(time)[:, None].chunk(6, dim=-1)
         query, key, value = split_heads(self.qkv(modulated_norm(x, scale1, shift1)), 3, self.heads, x.dtype)
         weights = attention(query, key, bias)
         values = torch.bmm(weights, value).view(b, self.heads, n, -1).transpose(1, 2).flatten(2)
-        weights = weights.view_as(bias)
-        pairs = torch.matmul(weights.transpose(1, 2), heard).flatten(2)
-        local = _towards(weights, pos, turn)
-        x = torch.addcmul(x, self.mix(torch.cat([values, pairs, local.flatten(2), local.norm(dim=-1)], -1)), 1 + gate1)
+        local = _towards(weights.view_as(bias), pos, turn)
+        x = torch.addcmul(x, self.mix(torch.cat([values, local.flatten(2), local.norm(dim=-1)], -1)), 1 + gate1)
         hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
         return torch.addcmul(x, self.narrow(hidden), 1 + gate2)
+
+
+def _channels(weight: Tensor, pair: Tensor) -> Tensor:
+    """A linear layer over the channels of (B, C, N, N), which keeps rows of residues together in memory."""
+    # Not matmul, which would fold the batch into the pairs by copies.
+    return torch.bmm(weight.expand(len(pair), -1, -1), pair.flatten(2)).unflatten(2, pair.shape[2:])
 
 
 def _towards(weights: Tensor, pos: Tensor, turn: Tensor) -> Tensor:

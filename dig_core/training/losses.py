@@ -176,7 +176,7 @@ class Denoising:
         rng = torch.Generator().manual_seed(seed)
         times = stratified_times(len(self.frames), rng)
         loss = denoising_loss(model, self.frames, self.descriptor, times, rng, fisher=self.fisher)
-        return {name: float(value) for name, value in loss.items()}
+        return {name: float(value.detach()) for name, value in loss.items()}
 
 
 def stratified_times(n: int, rng: torch.Generator) -> Tensor:

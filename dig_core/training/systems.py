@@ -11,8 +11,10 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
+from ..system.protein import PROTEIN_SCHEMA
 from ..system.surface import SURFACE_SCHEMA, frame_of
 from ..types import Tangent
+from .crops import cropped
 from .frames import join_frames
 from .losses import Denoising, Frames, denoising_loss, stratified_times
 
@@ -25,15 +27,16 @@ class Systems:
 
     Systems on one slab, which differ in their lone adsorbate atom or in their conditions alone, are trained on together. Each
     step takes ``together`` such groups at random and shares the batch among them; ``company`` further frames of its system help
-    every frame to its target (:func:`.losses.averaged`), which pays where states have few dimensions. Raises IncompatibleError
-    for no systems, for frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of
-    one system only.
+    every frame to its target (:func:`.losses.averaged`), which pays where states have few dimensions. ``longest``: of proteins
+    with more residues parts are trained on (:func:`.crops.cropped`), without company. Raises IncompatibleError for no systems, for
+    frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of one system only.
     """
 
     systems: Sequence[tuple[Descriptor, Frames]]
     together: int = 8
     spread_weight: float = 0.1
     company: int = 0
+    longest: int | None = None
     parts: list[Denoising] = field(init=False, repr=False)
     groups: list[list[int]] = field(init=False, repr=False)
 
@@ -60,6 +63,9 @@ class Systems:
         drawn = [(self.parts[k].frames, count) for k, count in zip(group, counts, strict=True)]
         frames, company = _drawn(drawn, (), order), _drawn(drawn, (self.company,), order) if self.company else None
         descriptor, fisher, times = self._descriptor(group, which), self._fisher(group, which), stratified_times(size, order)
+        if self.longest is not None and descriptor.schema == PROTEIN_SCHEMA:
+            descriptor, frames, fisher = cropped(descriptor, frames, fisher, self.longest, order)
+            company = None
         return denoising_loss(_bound(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company)
 
     def _descriptor(self, group: list[int], which: Tensor) -> Descriptor:

@@ -1,0 +1,163 @@
+"""One call from structures or trajectories to a model of one protein's backbone, or of any protein's."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dig_core.coordinates import Backbone
+from dig_core.dig import Card, DiG
+from dig_core.errors import CheckpointError, IncompatibleError
+from dig_core.files import write_atomically
+from dig_core.nn import BackboneGraphormer
+from dig_core.random import as_seed
+from dig_core.score import NoiseScore
+from dig_core.system.descriptor import Descriptor
+from dig_core.system.protein import residues
+from dig_core.training.fit import Fitted, Progress, Stage
+from dig_core.training.fit import fit as run_stages
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Frames
+from dig_core.training.stages import Denoise, Physics
+from dig_core.training.systems import Systems
+
+from ..models import load
+from .backbones import Backbones
+
+__all__ = ["fit_backbones", "untrained_backbones"]
+
+_STEPS = 24  # of the sampler
+_CLIP = 1e4  # of the gradient, which sums over residues
+
+
+def untrained_backbones(descriptor: Descriptor, *, any_protein: bool = False, seed: int = 0, **network) -> DiG:
+    """A model of ``descriptor``'s backbone that knows nothing yet; of any protein if asked, without features of single residues.
+
+    ``network``: of :class:`~dig_core.nn.BackboneGraphormer`, such as ``width`` or ``process``.
+    """
+    count = len(residues(descriptor).kind)
+    single, couple = (0 if given is None else given.shape[-1] for given in (descriptor.single, descriptor.couple))
+    made = {"members": None if any_protein else count, "single": single, "couple": couple, "seed": seed} | network
+    fresh = BackboneGraphormer(**made)
+    model = NoiseScore(fresh, fresh.process(descriptor)).eval().requires_grad_(False)
+    return DiG(model, Backbone(fresh.coordinates.scale), descriptor, Card(name="untrained", steps=_STEPS))
+
+
+def fit_backbones(
+    data: Backbones | tuple[Descriptor, Frames] | Sequence[Backbones | tuple[Descriptor, Frames]],
+    model: DiG | str | Path | None = None, *, held_out: Sequence[int] = (), steps: int = 3000, batch: int = 8, rate: float = 1e-3,
+    longest: int = 128, physics: int = 0, out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
+    **network,
+) -> Fitted:  # fmt: skip
+    """Train on backbones: a model of that protein if there is one, of any protein if there are several.
+
+    Parameters
+    ----------
+    data: what :func:`~.backbones.read_backbones` returns, or a descriptor and :class:`~dig_core.training.losses.Frames` in
+        :class:`~dig_core.coordinates.Backbone` coordinates, with forces where there are some
+        (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list.
+    model: None for an untrained network, a model or its name to go on from.
+    held_out: of one protein, frames that are not trained on but watched.
+    steps, batch, rate: of training; batch in structures.
+    longest: of several proteins, residues of the parts that are trained on.
+    physics: of one protein with forces, further steps on the Fokker-Planck equation and the forces at its edge (PIDP, article eq. 4).
+        Forces on frames are the mean force only on average over what the frames forget.
+    out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
+
+    Raises
+    ------
+    IncompatibleError: no data; physics without forces. CheckpointError: ``out`` holds another training.
+    """
+    several = [data] if isinstance(data, Backbones) or _is_pair(data) else list(data)  # type: ignore[arg-type]
+    if not several:
+        raise IncompatibleError("expected the backbones of one protein or of several, got none.")
+    if len(several) > 1 and (physics or len(held_out)):
+        raise IncompatibleError("physics and held_out are for one protein, got several: train on one.")
+    began, seed = time.monotonic(), as_seed(seed)
+    systems = [one if _is_pair(one) else (one.descriptor, _frames(one)) for one in several]  # type: ignore[union-attr, misc]
+    dig = _begun(model, systems, seed % 2**31, network)
+    out = None if out is None else _own(Path(out), systems)
+    some = max(1, steps // 20)
+    config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
+    done = (
+        _one(dig, systems[0][1], held_out, config, physics, out, seed % 2**31, progress)
+        if len(systems) == 1 else _several(dig, systems, longest, config, out, seed % 2**31, progress)
+    )  # fmt: skip
+    if done.finished:
+        card = dataclasses.replace(done.dig.card, name="backbones", history=done.history, scope=_scope(systems), steps=_STEPS)
+        done = dataclasses.replace(done, dig=dataclasses.replace(done.dig, card=card))
+        if out is not None:
+            done.dig.save(out / "model.safetensors")
+    return Fitted(done.dig, math.nan, math.nan, 0, time.monotonic() - began, done.history, done.finished)
+
+
+def _is_pair(given) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Descriptor)
+
+
+def _frames(backbones: Backbones) -> Frames:
+    """float32; a lone structure counts twice, since frames are at least two."""
+    state, _ = Backbone().encode(backbones.geometry, backbones.descriptor)
+    twice = torch.arange(max(2, len(state["pos"]))) % len(state["pos"])
+    return Frames({name: x[twice].float() for name, x in state.items()})
+
+
+def _begun(model: DiG | str | Path | None, systems: list[tuple[Descriptor, Frames]], seed: int, network: dict) -> DiG:
+    """What training starts from, on the first protein; what is given is left as it is."""
+    first = systems[0][0]
+    if model is None:
+        return untrained_backbones(first, any_protein=len(systems) > 1, seed=seed, **network)
+    dig = (model if isinstance(model, DiG) else load(model)).on(first)
+    return dataclasses.replace(dig, model=copy.deepcopy(dig.model))
+
+
+def _one(
+    dig: DiG, frames: Frames, held_out: Sequence[int], config: LoopConfig, physics: int, out: Path | None, seed: int, progress: bool | None
+) -> Progress:  # fmt: skip
+    """Trained on one protein, by the stages that any system is trained by."""
+    if physics and frames.force is None:
+        raise IncompatibleError("physics needs forces: make the frames with dig_plugins.openmm.frame_forces.")
+    aside = torch.zeros(len(frames), dtype=torch.bool)
+    aside[torch.as_tensor(list(held_out), dtype=torch.long)] = True
+    stages: list[Stage] = [Denoise(config)]
+    if physics:
+        slower = dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))
+        stages.append(Physics(slower))
+    return run_stages(
+        dig, stages, frames=frames.take((~aside).nonzero()[:, 0]), validation=frames.take(aside.nonzero()[:, 0]) if aside.any() else None,
+        directory=None if out is None else out / "stages", seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def _several(
+    dig: DiG, systems: list[tuple[Descriptor, Frames]], longest: int, config: LoopConfig, out: Path | None, seed: int, progress: bool | None
+) -> Progress:  # fmt: skip
+    """Trained on parts of several proteins, one a step."""
+    model = dig.model.requires_grad_(True)  # type: ignore[attr-defined]
+    objective = Systems(systems, together=1, longest=longest)
+    found = optimise(model, objective, dataclasses.replace(config, seed=seed), directory=out, progress=progress, label="backbones")
+    model.requires_grad_(False)
+    return Progress(dig, history=[{"stage": "denoise", "proteins": len(systems), "steps": found.steps}], finished=found.finished)
+
+
+def _scope(systems: list[tuple[Descriptor, Frames]]) -> dict:
+    """What the card says of the data: residues and structures of each protein."""
+    return {"residues": [len(residues(d).kind) for d, _ in systems], "structures": [len(f) for _, f in systems]}
+
+
+def _own(out: Path, systems: list[tuple[Descriptor, Frames]]) -> Path:
+    """``out``, marked as that of these proteins. Raises CheckpointError if it holds the training of others."""
+    nodes = b"".join(descriptor.node.numpy().tobytes() for descriptor, _ in systems)
+    mark, place = hashlib.sha256(nodes).hexdigest(), out / "system.sha256"
+    if place.exists() and place.read_text(encoding="utf-8") != mark:
+        raise CheckpointError(f"{out} holds the training of other proteins: choose another directory.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, mark.encode())
+    return out

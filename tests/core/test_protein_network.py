@@ -1,0 +1,142 @@
+"""The Graphormer over residues: how its answers move with the protein, and that proteins train."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dig_core.coordinates import Backbone
+from dig_core.dig import DiG
+from dig_core.diffusion.rotations import rotation_matrix
+from dig_core.errors import IncompatibleError
+from dig_core.nn import BackboneGraphormer
+from dig_core.random import Streams
+from dig_core.score import NoiseScore
+from dig_core.system.protein import protein, residues
+from dig_core.testing import check_score_model
+from dig_core.training.crops import cropped
+from dig_core.training.loop import LoopConfig, optimise
+from dig_core.training.losses import Denoising, Frames
+from dig_core.training.systems import Systems
+
+SMALL = {"width": 16, "heads": 2, "layers": 2, "pair": 8, "heard": 4, "basis": 6}
+SEQUENCE = "MKGAVLPD"
+
+
+def awake(descriptor, **options) -> NoiseScore:
+    """A float64 network whose head answers."""
+    network = BackboneGraphormer(**SMALL, **options).double()
+    torch.nn.init.normal_(network.head[2].weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    return NoiseScore(network, network.process(descriptor)).requires_grad_(False)
+
+
+def states(model: NoiseScore, n: int = 3):
+    return model.process.prior(model.process.empty(n, torch.float64)).sample(Streams(4, range(n)))
+
+
+@pytest.mark.parametrize("process", ["ou", "brownian"])
+def test_score_is_tangent_and_independent_of_its_batch(process):
+    descriptor = protein(SEQUENCE)
+    model = awake(descriptor, process=process)
+    check_score_model(model, states(model), descriptor)
+
+
+@pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
+def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t):
+    descriptor = protein(SEQUENCE)
+    model = awake(descriptor)
+    state, t = states(model), torch.tensor([t], dtype=torch.float64)
+    turn = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
+    matrix = rotation_matrix(turn)
+    turned = {"pos": state["pos"] @ matrix.T, "rot": model.process["rot"].space.exp(state["rot"], turn.expand_as(state["rot"]))}
+    found, wanted = model.moments(turned, t, descriptor), model.moments(state, t, descriptor)
+    for name in found.noise:
+        torch.testing.assert_close(found.noise[name], wanted.noise[name] @ matrix.T, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(found.spread[name], wanted.spread[name], rtol=1e-8, atol=1e-8)
+    # A point reflection keeps rotation vectors, which are axial.
+    mirrored = model.moments({"pos": -state["pos"], "rot": state["rot"]}, t, descriptor)
+    assert (mirrored.noise["pos"] + wanted.noise["pos"]).abs().max() > 1e-3
+
+
+def test_chains_numbers_and_embeddings_are_seen():
+    one, gap = protein(SEQUENCE), protein(SEQUENCE, numbers=[1, 2, 3, 4, 9, 10, 11, 12])
+    two = protein(SEQUENCE, numbers=[1, 2, 3, 4, 1, 2, 3, 4], chains=[0] * 4 + [1] * 4)
+    model = awake(one)
+    t, state = torch.tensor([0.3], dtype=torch.float64), states(model)
+    answers = [model.moments(state, t, d).noise["pos"] for d in (one, gap, two)]
+    assert all((a - b).abs().max() > 1e-6 for a, b in zip(answers, answers[1:] + answers[:1], strict=True))
+    rng = torch.Generator().manual_seed(0)
+    single, couple = torch.randn(8, 5, generator=rng), torch.randn(8, 8, 3, generator=rng)
+    given = protein(SEQUENCE, single=single, couple=couple)
+    reader = awake(given, single=5, couple=3)
+    base = reader.moments(state, t, given).noise["pos"]
+    for change in ({"single": 2 * single}, {"couple": 2 * couple}):
+        assert (reader.moments(state, t, dataclasses.replace(given, **change)).noise["pos"] - base).abs().max() > 1e-6
+    with pytest.raises(IncompatibleError, match="single embeddings of 5 channels, got none"):
+        reader.moments(state, t, one)
+    with pytest.raises(IncompatibleError, match="couple embeddings of 3 channels, got 2"):
+        reader.moments(state, t, protein(SEQUENCE, single=single, couple=couple[..., :2]))
+
+
+def test_models_of_one_protein_and_reference_are_refused_elsewhere():
+    model = awake(protein(SEQUENCE), members=8)
+    other = protein(SEQUENCE + "G")
+    with pytest.raises(IncompatibleError, match="one protein of 8 residues, got 9"):
+        model.on(other).moments(states(model.on(other)), torch.tensor([0.5]), other)
+    reader = awake(protein(SEQUENCE), reference=True)
+    with pytest.raises(IncompatibleError, match="reference structure"):
+        reader.moments(states(reader), torch.tensor([0.5]), protein(SEQUENCE))
+    with pytest.raises(IncompatibleError, match="process"):
+        BackboneGraphormer(process="poisson")
+
+
+def test_checkpoint_keeps_embeddings_and_answers(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    descriptor = protein(SEQUENCE, single=torch.randn(8, 5, generator=rng), couple=torch.randn(8, 8, 3, generator=rng))
+    model = awake(descriptor, single=5, couple=3).float()
+    DiG(model, Backbone(), descriptor).save(tmp_path / "model.safetensors")
+    back = DiG.load(tmp_path / "model.safetensors")
+    state, t = states(model), torch.tensor([0.4])
+    found, wanted = (m.moments(state, t, d).noise["rot"] for m, d in ((back.model, back.descriptor), (model, descriptor)))
+    assert torch.equal(found, wanted)
+
+
+def test_parts_are_residues_of_the_whole():
+    descriptor = protein(SEQUENCE * 3)
+    model = awake(descriptor)
+    frames = Frames(states(model, 5), states(model, 5))
+    order, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        part, few, fisher = cropped(descriptor, frames, frames.force, 7, order)
+        known, whole = residues(part), residues(descriptor)
+        chosen = known.number - 1
+        seen.add(tuple(chosen.tolist()))
+        assert len(chosen) == 7 and torch.equal(known.kind, whole.kind[chosen])
+        assert torch.equal(few.state["rot"], frames.state["rot"][:, chosen]) and torch.equal(fisher["rot"], frames.force["rot"][:, chosen])
+        assert few.state["pos"].mean(1).abs().max() < 1e-12
+        gaps = few.state["pos"][:, 1:] - few.state["pos"][:, :-1]
+        torch.testing.assert_close(gaps, frames.state["pos"][:, chosen[1:]] - frames.state["pos"][:, chosen[:-1]])
+    assert len(seen) > 10
+    same, all_of_it, _ = cropped(descriptor, frames, None, 24, order)
+    assert same is descriptor and all_of_it is frames
+
+
+def test_training_lowers_the_loss():
+    rng = torch.Generator().manual_seed(0)
+    descriptors = [protein(SEQUENCE), protein("GG" + SEQUENCE)]
+    network = BackboneGraphormer(**SMALL)
+    systems = []
+    for descriptor in descriptors:
+        process = network.process(descriptor)
+        centre = process.prior(process.empty(1)).sample(Streams(7, range(1)))
+        still = {name: x.expand(16, *x.shape[1:]) for name, x in centre.items()}
+        moved = process.noise(still, torch.full((16,), 0.2), rng).state
+        systems.append((descriptor, Frames({name: x.float() for name, x in moved.items()})))
+    model = NoiseScore(network, network.process(descriptors[0]))
+    objective = Systems(systems, together=2, longest=9)
+    before = objective.evaluate(model, 3)["noise"]
+    optimise(model, objective, LoopConfig(steps=150, batch=16, rate=1e-2, warmup=5, average=0.9, clip=1e4), progress=False)
+    assert objective.evaluate(model, 3)["noise"] < 0.95 * before
+    assert Denoising(systems[1][1], descriptors[1]).evaluate(model.on(descriptors[1]), 3)["noise"] > 0
