@@ -53,6 +53,10 @@ def angle_density(square: Tensor, variance: Tensor) -> Radial:
     """f at ``square`` = a^2, a in [0, pi], float64; ``variance`` broadcasts to it."""
     variance = variance.expand_as(square)
     narrow = variance < _SPLIT
+    if bool(narrow.all()):
+        return _by_turns(square, variance)
+    if not bool(narrow.any()):
+        return _by_waves(square, variance)
     one = torch.full_like(variance, _SPLIT)
     turns = _by_turns(square, torch.where(narrow, variance, one))
     waves = _by_waves(square, torch.where(narrow, one, variance))

@@ -24,6 +24,7 @@ __all__ = ["BackboneGraphormer"]
 
 _APART = 32  # residue numbers further apart than this look alike
 _ANGLE = (0.03, 2.3)  # rad an axis: orientations noised by the latter are even to 1 %
+_TOLD = 9  # features of what a residue is told
 _FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
 _SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -6.0), "brownian": Geometric(0.01, 3.5)}
 
@@ -36,6 +37,9 @@ class BackboneGraphormer(nn.Module):
     embeddings if there are any. Pairs are listened to once and bias the attention of all layers; displacements towards others
     come along as vectors in a residue's frame. The answer is a shift and a turn in that frame, so it turns with the protein, and
     mirror images are told apart.
+
+    With a ``reference`` structure residues also tell each other where they would stand if the two of them were as they are in it:
+    whatever moves as a rigid part is denoised well from the start, and what is learned is which parts there are.
 
     Parameters
     ----------
@@ -83,11 +87,12 @@ class BackboneGraphormer(nn.Module):
             self.coupled = nn.Linear(couple, pair, bias=False) if couple else None
             self.bias = nn.Linear(pair, heads * (layers + 2))
             self.heard = nn.Linear(pair, heard, bias=False)
-            self.hear = nn.Linear(heads * heard, width, bias=False)
+            self.hear = nn.Linear(heads * (heard + (_TOLD if reference else 0)), width, bias=False)
             self.blocks = nn.ModuleList(_Block(width, heads, ffn) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.towards = nn.Linear(width, 2 * width, bias=False)
-            self.head = nn.Sequential(nn.Linear(width + 4 * heads, width), nn.SiLU(), nn.Linear(width, 2 * heads + 8))
+            inside, ways = 4 + (_TOLD if reference else 0), 2 if reference else 1
+            self.head = nn.Sequential(nn.Linear(width + inside * heads, width), nn.SiLU(), nn.Linear(width, 2 * ways * heads + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
 
@@ -105,10 +110,31 @@ class BackboneGraphormer(nn.Module):
         active, x = F.silu(time), self._residues(known, descriptor)
         pair = self._pairs(pos, turn, x, active, known, descriptor)
         first, *biases, last = self._biases(pair)
-        x = x + time[:, None] + self._hear(first, pair)
+        told = None
+        if self.known is not None:
+            level, rot = self._noise(t)
+            told = _Told(*self._reference(descriptor), pos, turn, self._signal(t), level, rot)
+        x = x + time[:, None] + self._hear(first, pair, told)
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias, pos, turn, active)
-        return self._read(self.norm(x), last, pos, turn, t)
+        return self._read(self.norm(x), last, pos, turn, told, t)
+
+    def _signal(self, t: Tensor) -> Tensor:
+        """(T, 1, 1) how large the clean structure is in the positions that the network sees."""
+        alpha = self.schedule.alpha(t)
+        return (alpha / torch.hypot(alpha, self.schedule.sigma(t))).reshape(-1, 1, 1).to(self.norm.weight)
+
+    def _noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, 1, 1) the noise of positions and of orientations, no less than what features see."""
+        pos, rot = (s.sigma(t).reshape(-1, 1, 1).to(self.norm.weight) for s in (self.schedule, Geometric(*_ANGLE)))
+        return torch.hypot(pos, torch.full_like(pos, _FINE / self.coordinates.scale)), torch.hypot(rot, torch.full_like(rot, _FINE_ANGLE))
+
+    def _reference(self, descriptor: Descriptor) -> tuple[Tensor, Tensor]:
+        """Positions (N, 3) and orientations (N, 3, 3) of the reference structure."""
+        if descriptor.reference is None:
+            raise IncompatibleError("this model reads a reference structure: give protein() its positions.")
+        state, _ = self.coordinates.encode(descriptor.reference, descriptor)
+        return state["pos"][0].to(self.norm.weight), rotation_matrix(state["rot"][0]).to(self.norm.weight)
 
     def _residues(self, known: Residues, descriptor: Descriptor) -> Tensor:
         """(N, W) features of residues that have seen nothing."""
@@ -130,10 +156,7 @@ class BackboneGraphormer(nn.Module):
         if self.coupled is not None:
             fixed = fixed + self.coupled(_embedding(descriptor.couple, self.coupled.in_features, "couple").to(x))
         if self.known is not None:
-            if descriptor.reference is None:
-                raise IncompatibleError("this model reads a reference structure: give protein() its positions.")
-            state, _ = self.coordinates.encode(descriptor.reference, descriptor)
-            reference = self.view(state["pos"].to(x), rotation_matrix(state["rot"]).to(x), self.coordinates.scale)
+            reference = self.view(*(part[None] for part in self._reference(descriptor)), self.coordinates.scale)
             fixed = fixed + _channels(self.known.weight, reference)[0].permute(1, 2, 0)
         geometry = _channels(self.seen.weight, self.view(pos, turn, self.coordinates.scale))
         return F.silu(geometry + (fixed.permute(2, 0, 1).contiguous() + self.when(active)[..., None, None]))
@@ -143,24 +166,64 @@ class BackboneGraphormer(nn.Module):
         found = _channels(self.bias.weight, pair) + self.bias.bias[:, None, None]
         return list(found.unflatten(1, (-1, self.heads)).unbind(1))
 
-    def _hear(self, bias: Tensor, pair: Tensor) -> Tensor:
+    def _hear(self, bias: Tensor, pair: Tensor, told: _Told | None) -> Tensor:
         """(B, N, W) of the pairs of each residue, as their own bias weighs them."""
+        weights = bias.softmax(-1)
         heard = _channels(self.heard.weight, pair).permute(0, 2, 3, 1)
-        return self.hear(torch.matmul(bias.softmax(-1).transpose(1, 2), heard).flatten(2))
+        found = [torch.matmul(weights.transpose(1, 2), heard).flatten(2)]
+        if told is not None:
+            found.append(told(weights)[1].flatten(2))
+        return self.hear(torch.cat(found, -1))
 
-    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, t: Tensor) -> tuple[Tangent, Tangent]:
+    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: _Told | None, t: Tensor) -> tuple[Tangent, Tangent]:
         """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
         query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
-        local = _towards(attention(query, key, bias).view_as(bias), pos, turn)
-        out = self.head(torch.cat([x, local.flatten(2), local.norm(dim=-1)], -1))
-        gates, free, widths = out.split([2 * self.heads, 6, 2], -1)
-        shift, twist = (gates.unflatten(-1, (2, self.heads, 1)) * local[:, :, None]).sum(3).unbind(2)
-        shift, twist = (turn @ (part + own)[..., None] for part, own in zip((shift, twist), free.split(3, -1), strict=True))
-        noise = {}
-        for name, part, least in (("pos", shift, _FINE / self.coordinates.scale), ("rot", twist, _FINE_ANGLE)):
-            sigma = (self.schedule if name == "pos" else Geometric(*_ANGLE)).sigma(t).reshape(-1, 1, 1).to(x)
-            noise[name] = part[..., 0] * (1 + (least / sigma) ** 2).sqrt() / sigma
+        weights = attention(query, key, bias).view_as(bias)
+        local = _towards(weights, pos, turn)
+        features, ways = [x, local.flatten(2), local.norm(dim=-1)], torch.stack([local, local], 2)
+        if told is not None:
+            towards, seen = told(weights)
+            features.append(seen.flatten(2))
+            ways = torch.cat([ways, towards], 3)
+        gates, free, widths = self.head(torch.cat(features, -1)).split([2 * ways.shape[3], 6, 2], -1)
+        # Of the residue's own frame: a shift, and the axis of a turn.
+        own = (gates.unflatten(-1, (2, -1, 1)) * ways).sum(3) + free.unflatten(-1, (2, 3))
+        shift, twist = (turn[:, :, None] @ own[..., None])[..., 0].unbind(2)
+        noise, floors = {}, self._noise(t)
+        for name, part, schedule, least in zip(("pos", "rot"), (shift, twist), (self.schedule, Geometric(*_ANGLE)), floors, strict=True):
+            sigma = schedule.sigma(t).reshape(-1, 1, 1).to(x)
+            noise[name] = part * (least / sigma) / sigma
         return noise, {"pos": widths[..., :1].mean(1, keepdim=True), "rot": widths[..., 1:]}
+
+
+class _Told:
+    """Where others say that a residue belongs: as the two stand in the reference structure, seen from where the other is now."""
+
+    def __init__(
+        self, fixed: Tensor, fixed_turn: Tensor, pos: Tensor, turn: Tensor, signal: Tensor, noise: Tensor, angle: Tensor
+    ) -> None:  # fmt: skip
+        b, n, _ = pos.shape
+        back = fixed_turn.transpose(1, 2)
+        place = back @ (fixed - fixed[:, None]).transpose(1, 2)
+        axes = back[:, None] @ fixed_turn
+        inside = torch.cat([place[:, :, None], axes.permute(0, 2, 3, 1)], 2).view(n, 3, 4 * n)
+        said = torch.matmul(turn, inside).view(b, n, 3, 4, n)
+        # (B, N, N, 12): row i, column j: where i belongs says j, and its three axes.
+        place = signal[..., None, None] * said[:, :, :, :1] + pos[..., None, None]
+        self.said = torch.cat([place, said[:, :, :, 1:]], 3).permute(0, 4, 1, 3, 2).flatten(3)
+        self.pos, self.turn, self.noise, self.angle = pos, turn, noise, angle
+
+    def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifts and turns (B, N, 2, heads, 3) in a residue's own frame, in units of the noise, and the same as features
+        (B, N, heads, _TOLD); ``weights`` (B, heads, N, N) of who is listened to."""
+        mean = torch.matmul(weights.transpose(1, 2), self.said).unflatten(-1, (4, 3))
+        shift = torch.matmul(mean[..., 0, :] - self.pos[:, :, None], self.turn) / self.noise[..., None]
+        # Rows: its axes as others say, columns: along its own.
+        axes = torch.matmul(mean[..., 1:, :], self.turn[:, :, None])
+        twist = 0.5 * torch.stack([axes[..., a, b] - axes[..., b, a] for a, b in ((1, 2), (2, 0), (0, 1))], -1) / self.angle[..., None]
+        both = torch.stack([shift, twist], 2)
+        seen = torch.cat([torch.asinh(shift), torch.asinh(twist), axes.diagonal(dim1=-2, dim2=-1)], -1)
+        return both, seen
 
 
 class _View(nn.Module):
