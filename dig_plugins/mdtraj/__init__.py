@@ -1,5 +1,25 @@
-"""MDTraj: trajectories in and out of the formats that people have."""
+"""MDTraj: proteins in and out of the formats that people have, models of their backbones; :mod:`.observables` says what ensembles are."""
 
-from .convert import read_positions
+from ..lazy import lazily
 
-__all__ = ["read_positions"]
+_HOME = {
+    "Backbones": "backbones",
+    "Embeddings": "embeddings",
+    "fit_backbones": "training",
+    "match": "backbones",
+    "of_trajectory": "backbones",
+    "read_backbones": "backbones",
+    "read_embeddings": "embeddings",
+    "read_positions": "convert",
+    "to_trajectory": "convert",
+    "topology": "convert",
+    "untrained_backbones": "training",
+    "write_backbones": "write",
+}
+
+__all__ = sorted(_HOME)
+__getattr__ = lazily(__name__, _HOME, "mdtraj", "MDTraj")
+
+
+def __dir__() -> list[str]:
+    return __all__
