@@ -185,8 +185,11 @@ def _of_cif(text: str, name: str) -> list[Model]:
 def _words(text: str, start: int) -> Iterator[str]:
     """The values of a loop from ``start`` on, to where the next item begins."""
     for line in text[start:].splitlines():
-        if line.startswith(("#", "_", "loop_", "data_", "save_")):
+        if line.startswith(("_", "loop_", "data_", "save_")):
             return
+        # Some writers put a comment between models.
+        if line.startswith("#"):
+            continue
         if "'" in line or '"' in line:
             yield from (match.group(match.lastindex or 0) for match in _WORD.finditer(line))
         else:

@@ -15,7 +15,7 @@ from dig_core.system.protein import RESIDUES, protein, residues
 from dig_core.types import Geometry
 
 from .atoms import CIF, PDB, kind_of, named_atoms, one_location, read_models
-from .convert import engine, of_memory, read_frames, structure_atoms
+from .convert import of_memory, read_frames, structure_atoms
 from .names import NAMES
 from .pick import Picked, listed, pick
 from .repair import break_notes, check, count_on, peptides, rebuild, whole
@@ -63,7 +63,7 @@ def read_backbones(
         or another number of atoms than its structure.
     StateError: positions that are not finite.
     """
-    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+    if not isinstance(stride, int | np.integer) or stride < 1:
         raise IncompatibleError(f"expected stride to be an integer from 1 on, got {stride!r}.")
     kind, source = kind_of(path), Path(path).name
     if kind in PDB + CIF and structure is None:
@@ -74,10 +74,7 @@ def read_backbones(
         beside = Path(path).with_suffix(".pdb")
         proposed = repr(str(beside)) if beside.is_file() else "a PDB, mmCIF, PSF or prmtop file"
         raise IncompatibleError(f"{source} does not say which atoms it holds: give structure={proposed}.")
-    if structure is None:
-        if not Path(path).exists():
-            raise IncompatibleError(f"there is no file {path}: expected a trajectory.")
-        structure = engine().load_topology(str(path))
+    structure = path if structure is None else structure
     model, several = structure_atoms(structure)
     picked = pick(model.atoms, _name(structure, source), chain=chain, replace=replace, alternates=several)
     chosen = np.unique(picked.index[picked.index >= 0])
@@ -173,9 +170,9 @@ def _assemble(picked: Picked, positions: np.ndarray, missing: np.ndarray, cell: 
     """Frames (F, N, 5, 3), with ``missing`` (1 or F, N, 5), as a descriptor and its geometry."""
     if not len(positions):
         raise IncompatibleError(f"{source} has no frames.")
+    positions, cut = whole(positions, cell, picked)
     if len(missing) == 1:
         check(positions, picked, source)
-    positions, cut = whole(positions, cell, picked)
     gaps = peptides(positions)
     numbers, counted = count_on(picked, gaps[0])
     descriptor = protein(picked.letters, numbers=numbers, chains=list(picked.chains))

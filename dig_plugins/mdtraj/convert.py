@@ -101,15 +101,19 @@ def read_frames(path: str | Path, n_atoms: int, chosen: np.ndarray, stride: int)
     residue = blank.add_residue("UNK", blank.add_chain())
     for index in range(n_atoms):
         blank.add_atom(f"X{index}", mdtraj.element.virtual, residue)
-    try:
-        first = mdtraj.load_frame(str(path), 0, top=blank)
-        if first.n_atoms == n_atoms and first.n_frames:
-            return of_memory(mdtraj.load(str(path), top=blank, atom_indices=chosen, **({"stride": stride} if stride > 1 else {})))
-        found = first.n_atoms
-    except _TROUBLE as error:
-        found = _count(path)
-        if found in (None, n_atoms):
+    found = _count(path)
+    if found in (None, n_atoms):
+        # Where the count is not known, all atoms are read, which are counted then. Of TRR files, MDTraj 1.11 writes beyond its
+        # memory when it is asked for some frames and some atoms.
+        strided = stride > 1 and not (found and kind_of(path) == ".trr")
+        options = {**({"stride": stride} if strided else {}), **({"atom_indices": chosen} if found else {})}
+        try:
+            trajectory = mdtraj.load(str(path), top=blank, **options)
+        except _TROUBLE as error:
             raise IncompatibleError(f"{path.name} cannot be read as a trajectory of {n_atoms} atoms: {error}") from error
+        found = found or trajectory.n_atoms
+        if found == n_atoms:
+            return of_memory(trajectory if strided else trajectory[::stride], None if "atom_indices" in options else chosen)
     raise IncompatibleError(
         f"{path.name} has {found} atoms in a frame and its structure {n_atoms}: give the structure that the trajectory was written "
         "with (waters, hydrogens and all), or write one with these atoms only."

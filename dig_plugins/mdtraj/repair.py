@@ -72,6 +72,13 @@ def check(positions: np.ndarray, picked: Picked, source: str) -> None:
             f"{source}: {BACKBONE[atom]} of {picked.names[r]} has no finite position in frame {frame}; leave such frames out."
         )
     nitrogen, alpha, carbon, beta = (positions[:, :, k] for k in (0, 1, 2, 4))
+    far = np.maximum(np.linalg.norm(nitrogen - alpha, axis=-1), np.linalg.norm(carbon - alpha, axis=-1)) > _BOND
+    if far.any():
+        frame, r = np.argwhere(far)[0]
+        raise IncompatibleError(
+            f"{source}: N, CA and C of {picked.names[r]} are too far apart for bonds in frame {frame}; if a periodic box cut the residue, "
+            "image the trajectory first."
+        )
     normal = np.cross(nitrogen - alpha, carbon - alpha)
     flat = ~(np.linalg.norm(normal, axis=-1) > _FLAT * np.linalg.norm(carbon - alpha, axis=-1))
     if flat.any():
@@ -145,11 +152,11 @@ def rebuild(positions: np.ndarray, missing: np.ndarray, picked: Picked, descript
     known = residues(descriptor).atoms >= 0
     coordinates, mended = Backbone(), positions.copy()
     for start in range(0, len(positions), _CHUNK):
-        part = torch.from_numpy(positions[start : start + _CHUNK])
-        state, _ = coordinates.encode(Geometry(part[:, known]), descriptor)
-        ideal = torch.full_like(part, float("nan"))
-        ideal[:, known] = coordinates.decode(state, descriptor).positions
-        ideal = ideal + part[:, :, 1].mean(1)[:, None, None]
+        part = positions[start : start + _CHUNK]
+        state, _ = coordinates.encode(Geometry(torch.from_numpy(part)[:, known]), descriptor)
+        ideal = np.full_like(part, np.nan)
+        ideal[:, known.numpy()] = coordinates.decode(state, descriptor).positions.numpy()
+        ideal += part[:, :, 1].mean(1)[:, None, None]
         mended[start : start + _CHUNK] = np.where(np.isfinite(part), part, ideal)
     notes = []
     for atom in (3, 4):
