@@ -366,6 +366,65 @@ def test_reduced_force_is_the_torque_of_the_score():
         torch.testing.assert_close(found @ axis, (values[0] - values[1]) / (2 * h), atol=1e-6, rtol=1e-6)
 
 
+# Many bodies ---------------------------------------------------------------------------------------------------------------
+
+MANY = SO3(3)
+LEVELS = torch.tensor([0.02, 0.3, 0.99, 1.01, 2.5], dtype=DOUBLE)[:, None, None]
+"""Standard deviations, one a sample, on either side of where sums change."""
+
+
+def bodies(seed: int) -> torch.Tensor:
+    return vectors(15, seed).reshape(5, 3, 3)
+
+
+@pytest.mark.parametrize("call", ["exp", "log", "rate", "transport", "heat_score", "heat_step"])
+def test_bodies_move_one_by_one(call):
+    """Points and tangents of several are those of each; the batch may be broadcast from one level of noise a sample."""
+    x, y, v = bodies(0), bodies(1), 0.9 * bodies(2)
+    many, one = {
+        "exp": ((x, v), (x, v)), "log": ((x, y), (x, y)), "rate": ((v, x), (v, x)), "transport": ((x, y, v), (x, y, v)),
+        "heat_score": ((v, LEVELS**2), (v, (LEVELS**2).expand_as(v))), "heat_step": ((v, LEVELS), (v, LEVELS.expand_as(v))),
+    }[call]  # fmt: skip
+    found = getattr(MANY, call)(*many)
+    wanted = torch.stack([getattr(SPACE, call)(*(a[:, k] for a in one)) for k in range(3)], 1)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("law", ["log_heat", "log_normal"])
+def test_densities_of_bodies_multiply(law):
+    gap, variance = bodies(3), (LEVELS**2).expand(5, 3, 3)
+    wanted = sum(getattr(SPACE, law)(gap[:, k], variance[:, k]) for k in range(3))
+    torch.testing.assert_close(getattr(MANY, law)(gap, variance), wanted)
+    assert MANY.log_volume == 3 * SPACE.log_volume and MANY.dim == 9
+
+
+def test_uniform_bodies_are_even_and_independent():
+    matrices = rotation_matrix(MANY.uniform(Streams(0, range(2000)))).flatten(2)
+    assert z_score(matrices.flatten(1), 0.0) < 4.5
+    assert z_score((matrices[:, 0, :, None] * matrices[:, 1, None]).flatten(1), 0.0) < 4.5
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("ancestral", 12), ("rk4", 8)])
+def test_solvers_turn_bodies_together(solver, steps):
+    """Which component a sample is from shows in all of its bodies: means of products of their matrices."""
+    space = SO3(2)
+    model = example_model(turn=Diffusion(space, Karras(0.03, 2.5)))
+    law = model.laws["turn"]
+    shrunk = torch.exp(-law.variances)[:, None, None] * rotation_matrix(law.means.reshape(2, 2, 3)).flatten(2)
+    found = SOLVERS[solver](model, None, even(steps), Streams(3, range(300)))["turn"]
+    seen = rotation_matrix(found).flatten(2)
+    assert z_score(seen.flatten(1), (law.weights[:, None, None] * shrunk).sum(0).flatten()) < 4.5
+    wanted = (law.weights[:, None, None] * shrunk[:, 0, :, None] * shrunk[:, 1, None]).sum(0).flatten()
+    assert z_score((seen[:, 0, :, None] * seen[:, 1, None]).flatten(1), wanted) < 4.5
+
+
+def test_flow_density_of_bodies_is_that_of_the_law():
+    model = example_model(turn=Diffusion(SO3(2), Karras(0.03, 3.5)))
+    state = model.sample(2, torch.Generator().manual_seed(1))
+    found = flow_log_prob(model, None, state, even(12)).value
+    assert (found - model.log_prob(state, torch.full((1,), 1e-3, dtype=DOUBLE))).abs().max() < 0.05
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(IncompatibleError, match="alpha = 1"):
         Diffusion(SO3(), LogSNR())
