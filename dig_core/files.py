@@ -1,11 +1,15 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, and directories that belong to one piece of work."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+from .errors import CheckpointError
+
+__all__ = ["owned", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,3 +23,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def owned(directory: str | Path | None, parts: Iterable[bytes], what: str) -> Path | None:
+    """``directory``, made if need be and marked as that of work on ``parts``; None stays None.
+
+    Raises CheckpointError if it holds the training of another ``what``.
+    """
+    if directory is None:
+        return None
+    out, mark = Path(directory), hashlib.sha256(b"".join(parts)).hexdigest()
+    place = out / "system.sha256"
+    if place.exists() and place.read_text(encoding="utf-8") != mark:
+        raise CheckpointError(f"{out} holds the training of another {what}: choose another directory.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, mark.encode())
+    return out

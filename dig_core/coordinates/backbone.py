@@ -82,7 +82,7 @@ class Backbone(nn.Module):
 
     def _oxygen(self, atoms: Tensor, known: Residues) -> Tensor:
         """(B, N, 3): opposite the bisector of the bonds from C to CA and to the next N; as in the ideal residue at the end of a chain."""
-        bonded, carbon = known.follows(), atoms[:, :, 2]
+        bonded, carbon = known.follows().to(atoms.device), atoms[:, :, 2]
         away = _unit(carbon[:, :-1] - atoms[:, :-1, 1]) + _unit(carbon[:, :-1] - atoms[:, 1:, 0])
         # Where noise folds the chain back the bisector has no direction: any will do.
         placed = carbon[:, :-1] + _C_O * _unit(away)

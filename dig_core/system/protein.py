@@ -25,7 +25,8 @@ BACKBONE = ("N", "CA", "C", "O", "CB")
 
 _ELEMENTS = (7, 6, 6, 8, 6)
 
-# Angstrom and degrees, R. A. Engh and R. Huber, Acta Crystallographica A47, 392 (1991), https://doi.org/10.1107/S0108767391001071.
+# Angstrom and degrees, R. A. Engh and R. Huber, Acta Crystallographica A47, 392 (1991), https://doi.org/10.1107/S0108767391001071;
+# N-CA-C, and CA-C-O below, as they revised them in International Tables for Crystallography F, chapter 18.3 (2001).
 _N_CA, _CA_C, _CA_CB = 1.458, 1.525, 1.530
 _N_CA_C, _N_CA_CB, _C_CA_CB = 111.0, 110.5, 110.1
 
@@ -61,12 +62,11 @@ def protein(sequence: str, *, numbers=None, chains=None, positions=None, single=
     UnsupportedError: a letter that is no standard residue.
     IncompatibleError: an empty sequence, arrays of other lengths, or numbers that do not rise along a chain.
     """
-    unknown = {letter: place + 1 for place, letter in reversed(list(enumerate(sequence))) if letter not in RESIDUES}
-    if unknown:
-        letter, place = next(iter(sorted(unknown.items(), key=lambda item: item[1])))
-        raise UnsupportedError(
-            f"expected residues of {RESIDUES}, got {letter!r} at position {place}: name the standard residue it is to be treated as."
-        )
+    for place, letter in enumerate(sequence, 1):
+        if letter not in RESIDUES:
+            raise UnsupportedError(
+                f"expected residues of {RESIDUES}, got {letter!r} at position {place}: name the standard residue it is to be treated as."
+            )
     n = len(sequence)
     number = torch.arange(1, n + 1) if numbers is None else torch.as_tensor(numbers, dtype=torch.long)
     chain = torch.zeros(n, dtype=torch.long) if chains is None else torch.as_tensor(chains, dtype=torch.long)
@@ -74,10 +74,11 @@ def protein(sequence: str, *, numbers=None, chains=None, positions=None, single=
         raise IncompatibleError(
             f"expected at least one residue and a number and a chain for each, got {n}, {tuple(number.shape)} and {tuple(chain.shape)}."
         )
-    falls = ((chain[1:] == chain[:-1]) & (number[1:] <= number[:-1])).nonzero()
-    if len(falls):
-        at = int(falls[0])
-        raise IncompatibleError(f"residue numbers must rise along a chain, got {int(number[at])} and then {int(number[at + 1])}.")
+    last: dict[int, int] = {}
+    for at, along in zip(number.tolist(), chain.tolist(), strict=True):
+        if at <= last.get(along, at - 1):
+            raise IncompatibleError(f"residue numbers must rise along a chain, got {last[along]} and then {at}.")
+        last[along] = at
     kind = torch.tensor([RESIDUES.index(letter) for letter in sequence])
     rows = [
         (int(kind[r]), atom, int(number[r]), int(chain[r])) for r in range(n) for atom in range(4 if sequence[r] == "G" else 5)

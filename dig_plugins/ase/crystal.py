@@ -19,8 +19,8 @@ from ase.formula import Formula
 from torch import Tensor
 
 from dig_core.dig import Card, DiG
-from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.errors import IncompatibleError
+from dig_core.files import owned
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.nn import CrystalGraphormer
@@ -108,7 +108,7 @@ def fit_crystal(
     numbers = _numbers(composition)
     energy = CrystalEnergy(calculator, numbers, temperature, pressure=pressure, executor=executor)
     about = {"numbers": numbers, "temperature": temperature, "pressure": pressure, "volume": volume, **network}
-    out = None if out is None else _own(Path(out), about)
+    out = owned(out, [json.dumps(about, sort_keys=True).encode()], "composition, temperature, pressure or network")
     dig = _untrained(numbers, volume, seed % 2**31, network)
     done = run_stages(
         dig, _stages(evaluations, steps), energy=energy, directory=None if out is None else out / "stages",
@@ -146,16 +146,6 @@ def _untrained(numbers: list[int], volume: float | None, seed: int, network: dic
     made = CrystalGraphormer(**network, coordinates={"width": _WIDTH, **usual}, seed=seed)
     model = NoiseScore(made, made.process(descriptor)).eval().requires_grad_(False)
     return DiG(model, made.coordinates, descriptor, Card(name="untrained", steps=60))
-
-
-def _own(out: Path, about: dict) -> Path:
-    """``out``, marked as that of this system. Raises CheckpointError if it holds the training of another."""
-    mark, place = json.dumps(about, sort_keys=True), out / "system.json"
-    if place.exists() and place.read_text(encoding="utf-8") != mark:
-        raise CheckpointError(f"{out} holds another training, {place.read_text(encoding='utf-8')}: choose another directory.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, mark.encode())
-    return out
 
 
 def _stages(evaluations: int, steps: int) -> list[Stage]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ import torch
 
 from dig_core.coordinates import Backbone
 from dig_core.dig import Card, DiG
-from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.errors import IncompatibleError
+from dig_core.files import owned
 from dig_core.nn import BackboneGraphormer
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
@@ -40,11 +39,13 @@ _CLIP = 1e4  # of the gradient, which sums over residues
 def untrained_backbones(descriptor: Descriptor, *, any_protein: bool = False, seed: int = 0, **network) -> DiG:
     """A model of ``descriptor``'s backbone that knows nothing yet; of any protein if asked, without features of single residues.
 
-    ``network``: of :class:`~dig_core.nn.BackboneGraphormer`, such as ``width`` or ``process``.
+    It reads the descriptor's reference structure and embeddings, if it has them. ``network``: of
+    :class:`~dig_core.nn.BackboneGraphormer`, such as ``width`` or ``process``.
     """
     count = len(residues(descriptor).kind)
     single, couple = (0 if given is None else given.shape[-1] for given in (descriptor.single, descriptor.couple))
-    made = {"members": None if any_protein else count, "single": single, "couple": couple, "seed": seed} | network
+    made = {"members": None if any_protein else count, "reference": descriptor.reference is not None} | network
+    made = {"single": single, "couple": couple, "seed": seed} | made
     fresh = BackboneGraphormer(**made)
     model = NoiseScore(fresh, fresh.process(descriptor)).eval().requires_grad_(False)
     return DiG(model, Backbone(fresh.coordinates.scale), descriptor, Card(name="untrained", steps=_STEPS))
@@ -83,7 +84,7 @@ def fit_backbones(
     began, seed = time.monotonic(), as_seed(seed)
     systems = [one if _is_pair(one) else (one.descriptor, _frames(one)) for one in several]  # type: ignore[union-attr, misc]
     dig = _begun(model, systems, seed % 2**31, network)
-    out = None if out is None else _own(Path(out), systems)
+    out = owned(out, [descriptor.node.numpy().tobytes() for descriptor, _ in systems], "protein")
     some = max(1, steps // 20)
     config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
     done = (
@@ -150,14 +151,3 @@ def _several(
 def _scope(systems: list[tuple[Descriptor, Frames]]) -> dict:
     """What the card says of the data: residues and structures of each protein."""
     return {"residues": [len(residues(d).kind) for d, _ in systems], "structures": [len(f) for _, f in systems]}
-
-
-def _own(out: Path, systems: list[tuple[Descriptor, Frames]]) -> Path:
-    """``out``, marked as that of these proteins. Raises CheckpointError if it holds the training of others."""
-    nodes = b"".join(descriptor.node.numpy().tobytes() for descriptor, _ in systems)
-    mark, place = hashlib.sha256(nodes).hexdigest(), out / "system.sha256"
-    if place.exists() and place.read_text(encoding="utf-8") != mark:
-        raise CheckpointError(f"{out} holds the training of other proteins: choose another directory.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, mark.encode())
-    return out

@@ -231,7 +231,7 @@ def test_a_model_from_a_calculator_alone(tmp_path):
     before = calculator.calls
     again = fit_crystal({"C": 1}, calculator, **given)
     assert calculator.calls - before < 100 and again.raw_ess == fitted.raw_ess
-    with pytest.raises(CheckpointError, match="another training"):
+    with pytest.raises(CheckpointError, match="the training of another"):
         fit_crystal("C", calculator, **given | {"temperature": 2 * T})
 
 

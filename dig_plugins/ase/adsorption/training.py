@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from pathlib import Path
 from ase import Atoms
 
 from dig_core.dig import Card, DiG
-from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.errors import IncompatibleError
+from dig_core.files import owned
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.nn import AdsorptionGraphormer
@@ -90,7 +89,7 @@ def fit_adsorption(
     else:
         dig = (model if isinstance(model, DiG) else models.load(model)).on(descriptor)
         dig = dataclasses.replace(dig, model=copy.deepcopy(dig.model))
-    out = None if out is None else _own(Path(out), descriptor)
+    out = owned(out, _mark(descriptor), "slab, adsorbate or temperature")
     reduced = None if energy is None else ASEEnergy(energy, template, temperature)
     data = None if frames is None else _data(dig, list(frames), template)
     done = run_stages(
@@ -114,16 +113,11 @@ def fit_adsorption(
     return Fitted(finished, ess, acceptance, done.evaluations + count, time.monotonic() - began, done.history, True)
 
 
-def _own(out: Path, descriptor: Descriptor) -> Path:
-    """``out``, marked as that of this system. Raises CheckpointError if it holds the training of another."""
+def _mark(descriptor: Descriptor) -> list[bytes]:
+    """What tells this system from others."""
     reference = descriptor.reference
     parts = [descriptor.numbers, descriptor.node, descriptor.conditions, reference.positions, reference.cell]  # type: ignore[union-attr]
-    mark, place = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest(), out / "system.sha256"
-    if place.exists() and place.read_text(encoding="utf-8") != mark:
-        raise CheckpointError(f"{out} holds the training of another slab, adsorbate or temperature: choose another directory.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, mark.encode())
-    return out
+    return [part.numpy().tobytes() for part in parts]
 
 
 def _stages(fresh: bool, data: bool, energy: bool, evaluations: int, steps: int) -> list[Stage]:

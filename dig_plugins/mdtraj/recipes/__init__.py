@@ -1,0 +1,1 @@
+"""How the shipped models of proteins were made."""
