@@ -1,0 +1,31 @@
+"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy."""
+
+from ..lazy import lazily
+
+_HOME = {
+    "MMFFEnergy": "energy",
+    "check_molecule": "check",
+    "describe": "convert",
+    "embed": "convert",
+    "enumerate_stereo": "facts",
+    "inverting_nitrogens": "facts",
+    "of_sdf": "convert",
+    "of_smiles": "convert",
+    "reference_structure": "convert",
+    "ring_atoms": "facts",
+    "rotatable_bonds": "facts",
+    "stereo_bonds": "facts",
+    "stereo_centres": "facts",
+    "symmetry_classes": "facts",
+    "thermal_widths": "energy",
+    "to_geometry": "convert",
+    "unspecified_stereo": "facts",
+    "with_conformers": "convert",
+}
+
+__all__ = sorted(_HOME)
+__getattr__ = lazily(__name__, _HOME, "rdkit", "RDKit")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,169 @@
+"""Border between RDKit and dig_core: molecules from SMILES and SDF, descriptors, conformers in and out, reference structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdForceFieldHelpers as forcefields
+
+from dig_core.errors import IncompatibleError, StateError, UnsupportedError
+from dig_core.system.descriptor import Descriptor, molecule
+from dig_core.types import Geometry
+
+from .check import MAX_ATOMS, check_molecule, check_parameters
+
+__all__ = ["ORDERS", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
+
+ORDERS = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3, Chem.BondType.AROMATIC: 4}
+"""Bond orders as the descriptor's integers."""
+
+
+def describe(mol: Chem.Mol, *, max_atoms: int = MAX_ATOMS) -> Descriptor:
+    """Descriptor of a molecule with all hydrogens and a 3D conformer, the first, which fixes its stereochemistry; atom order is kept.
+
+    Raises IncompatibleError and UnsupportedError as :func:`.check.check_molecule`; and where the molecule has no 3D structure, or
+    one of another stereoisomer.
+    """
+    check_molecule(mol, max_atoms)
+    reference = to_geometry(mol).positions[:1]
+    _check_structure(mol, mol.GetConformers()[0].GetId())
+    bonds = list(mol.GetBonds())
+    strange = [str(b.GetBondType()) for b in bonds if b.GetBondType() not in ORDERS]
+    if strange:
+        raise UnsupportedError(f"expected single, double, triple or aromatic bonds, got {', '.join(sorted(set(strange)))}.")
+    return molecule(
+        [a.GetAtomicNum() for a in mol.GetAtoms()],
+        [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in bonds],
+        positions=reference[0],
+        charges=[a.GetFormalCharge() for a in mol.GetAtoms()],
+        orders=[ORDERS[b.GetBondType()] for b in bonds],
+    )
+
+
+def of_smiles(smiles: str, *, seed: int = 0, max_atoms: int = MAX_ATOMS) -> Chem.Mol:
+    """The molecule of a SMILES string with all hydrogens and a :func:`reference_structure`. Errors as there."""
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles, sanitize=False)
+    if mol is None:
+        raise IncompatibleError(f"{smiles!r} is not SMILES: its syntax is wrong.")
+    return reference_structure(Chem.AddHs(_sanitized(mol, repr(smiles))), seed=seed, max_atoms=max_atoms)
+
+
+def of_sdf(path: str | Path, *, record: int | None = None, max_atoms: int = MAX_ATOMS) -> Chem.Mol:
+    """The molecule of an SDF or MOL file with its 3D structure, from which its stereochemistry is taken.
+
+    ``record``: which, of a file that holds several. Raises IncompatibleError for a file that is not there, cannot be read, is flat,
+    or holds several; and as :func:`.check.check_molecule`.
+    """
+    if not Path(path).is_file():
+        raise IncompatibleError(f"there is no file {path}: expected an SDF or MOL file.")
+    with rdBase.BlockLogs():
+        found = list(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False))
+    if not found or (record is None and len(found) > 1) or (record is not None and not 0 <= record < len(found)):
+        raise IncompatibleError(f"{path} holds {len(found)} molecule(s): say which with record=0 to {len(found) - 1}.")
+    mol = found[record or 0]
+    if mol is None:
+        raise IncompatibleError(f"record {record or 0} of {path} cannot be read: its atom or bond block is damaged.")
+    mol = _sanitized(mol, str(path))
+    _conformers(mol)
+    Chem.AssignStereochemistryFrom3D(mol)
+    check_molecule(mol, max_atoms)
+    return mol
+
+
+def reference_structure(mol: Chem.Mol, *, seed: int = 0, max_atoms: int = MAX_ATOMS) -> Chem.Mol:
+    """A copy with one conformer: ETKDGv3 (doi:10.1021/acs.jcim.0c00025), then minimised with MMFF94s.
+
+    Raises as :func:`.check.check_molecule` and :func:`embed`; UnsupportedError without MMFF parameters.
+    """
+    check_molecule(mol, max_atoms)
+    check_parameters(mol)
+    copy = embed(mol, 1, seed=seed)
+    forcefields.MMFFOptimizeMolecule(copy, mmffVariant="MMFF94s", maxIters=2000)
+    _check_structure(copy, 0)
+    return copy
+
+
+def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
+    """A copy with ``n`` conformers, or nearly as many, of ETKDGv3, rings of all sizes and macrocycles by their known torsions.
+
+    StateError where distance geometry finds none: stereochemistry that no structure can have, most often.
+    """
+    copy, options = Chem.Mol(mol), rdDistGeom.ETKDGv3()
+    options.randomSeed = seed % (2**31 - 1)
+    options.useSmallRingTorsions = True
+    with rdBase.BlockLogs():
+        found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
+        if not found:
+            options.useRandomCoords = True
+            found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
+    if not found:
+        raise StateError(
+            f"no 3D structure found for {Chem.MolToSmiles(Chem.RemoveHs(mol))}: its stereochemistry may be impossible (a trans bond in a "
+            "small ring, a bridge with the wrong centre). Correct it, try another seed=, or give a structure as an SDF file."
+        )
+    return copy
+
+
+def to_geometry(mol: Chem.Mol) -> Geometry:
+    """Every 3D conformer, (B, N, 3) float64 Angstrom. IncompatibleError if there is none."""
+    return Geometry(torch.from_numpy(np.stack([c.GetPositions() for c in _conformers(mol)])))
+
+
+def with_conformers(mol: Chem.Mol, geometry: Geometry | np.ndarray, **properties: Sequence[float]) -> Chem.Mol:
+    """A copy of ``mol`` whose conformers are the structures (B, N, 3) Angstrom; ``properties`` (B,) become theirs, by name."""
+    positions = geometry.positions.detach().cpu().numpy() if isinstance(geometry, Geometry) else np.asarray(geometry)
+    if positions.ndim != 3 or positions.shape[1:] != (mol.GetNumAtoms(), 3):
+        raise IncompatibleError(f"expected positions (B, {mol.GetNumAtoms()}, 3) for this molecule, got {positions.shape}.")
+    copy = Chem.Mol(mol)
+    copy.RemoveAllConformers()
+    for number, frame in enumerate(positions.astype(np.float64)):
+        conformer = Chem.Conformer(len(frame))
+        conformer.Set3D(True)
+        conformer.SetPositions(np.ascontiguousarray(frame))
+        for name, values in properties.items():
+            conformer.SetDoubleProp(name, float(values[number]))
+        copy.AddConformer(conformer, assignId=True)
+    return copy
+
+
+def _sanitized(mol: Chem.Mol, what: str) -> Chem.Mol:
+    """``mol``, its valences and aromaticity perceived; IncompatibleError names what cannot be."""
+    with rdBase.BlockLogs():
+        problems = [p.Message() for p in Chem.DetectChemistryProblems(mol)]
+        if problems:
+            raise IncompatibleError(f"{what} is no molecule: {'; '.join(problems)}. Check bond orders and formal charges.")
+        Chem.SanitizeMol(mol)
+        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    return mol
+
+
+def _conformers(mol: Chem.Mol) -> list[Chem.Conformer]:
+    found = [c for c in mol.GetConformers() if c.Is3D()]
+    if not found:
+        raise IncompatibleError("expected a molecule with a 3D conformer, got none: call reference_structure(mol, seed=...).")
+    return found
+
+
+def _check_structure(mol: Chem.Mol, conformer: int) -> None:
+    """IncompatibleError where the conformer is of another stereoisomer than the graph says."""
+    seen = Chem.Mol(mol)
+    Chem.AssignStereochemistryFrom3D(seen, conformer, replaceExistingTags=True)
+    said, found = (Chem.MolToSmiles(_told(m)) for m in (mol, seen))
+    if said != found:
+        raise IncompatibleError(
+            f"the structure is that of {found}, the molecule says {said}: make one with reference_structure(mol), or call "
+            "Chem.AssignStereochemistryFrom3D(mol) if the structure is right."
+        )
+
+
+def _told(mol: Chem.Mol) -> Chem.Mol:
+    """With nothing but the graph and its stereochemistry: of atoms that matter to it alone."""
+    copy = Chem.Mol(mol)
+    Chem.AssignStereochemistry(copy, cleanIt=True, force=True)
+    return Chem.RemoveHs(copy)
