@@ -200,8 +200,8 @@ def test_what_is_no_backbone_is_left_out_and_noted(write):
 
 
 def test_missing_atoms_are_rebuilt_and_noted(write):
-    """Where O and CB of ideal residues were."""
-    whole, found = read_backbones(write(text(lines()))), lines()
+    """Where O and CB of ideal residues were, wherever the structure stands."""
+    whole, found = read_backbones(write(text(lines(shift=20.0)))), lines(shift=20.0)
     for key in [(2, "O"), (4, "CB"), (6, "O")]:
         del found[key]
     back = read_backbones(write(text(found), "y.pdb"))
@@ -286,15 +286,15 @@ def test_modified_residues_of_a_chain_stay_in_it(write):
 
 def test_insertion_codes_are_counted_on(write):
     """Bonded neighbours follow each other, whatever the code; the labels keep what the file says."""
-    content = "".join(
-        row[:22] + f"{number:4d}{code}" + row[27:]
-        for (r, _), row in lines().items()
-        for number, code in [[(1, " "), (2, " "), (2, "A"), (2, "B"), (3, " "), (4, " "), (6, " ")][r]]
-    )
-    back = read_backbones(write(content))
+    codes = [(1, " "), (2, " "), (2, "A"), (2, "B"), (3, " "), (4, " "), (6, " ")]
+    rows = [(r, row[:22] + "{:4d}{}".format(*codes[r]) + row[27:]) for (r, _), row in lines().items()]
+    back = read_backbones(write("".join(row for _, row in rows)))
     assert residues(back.descriptor).number.tolist() == list(range(1, 8))
     assert back.labels == ("A:1", "A:2", "A:2A", "A:2B", "A:3", "A:4", "A:6")
     assert "insertion codes" in spoken(back) and "A:6 is 7" in spoken(back)
+    apart = read_backbones(write("".join(row if r < 3 else row[:30] + f"{float(row[30:38]) + 30:8.3f}" + row[38:] for r, row in rows)))
+    assert residues(apart.descriptor).number.tolist() == [1, 2, 3, 5, 6, 7, 8]
+    assert "too far apart" not in spoken(back) and "SER 2A of chain A and PRO 2B of chain A" in spoken(apart)
 
 
 def test_gaps_that_numbers_hide_are_named(write):
