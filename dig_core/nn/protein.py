@@ -26,7 +26,7 @@ _APART = 32  # residue numbers further apart than this look alike
 _ANGLE = (0.03, 2.3)  # rad an axis: orientations noised by the latter are even to 1 %
 _TOLD = 9  # features of what a residue is told
 _FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
-_SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -6.0), "brownian": Geometric(0.01, 3.5)}
+_SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -5.0), "brownian": Geometric(0.01, 3.5)}
 
 
 class BackboneGraphormer(nn.Module):
@@ -58,7 +58,7 @@ class BackboneGraphormer(nn.Module):
     """
 
     def __init__(
-        self, width: int = 128, heads: int = 4, layers: int = 4, *, ffn: int = 2, pair: int = 32, heard: int = 16, basis: int = 12,
+        self, width: int = 128, heads: int = 4, layers: int = 4, *, ffn: int = 2, pair: int = 32, heard: int = 16, basis: int = 16,
         process: str = "ou", members: int | None = None, reference: bool = False, single: int = 0, couple: int = 0,
         scale: float = 10.0, seed: int = 0,
     ) -> None:  # fmt: skip
@@ -231,9 +231,10 @@ class _View(nn.Module):
 
     def __init__(self, basis: int) -> None:
         super().__init__()
-        # From contact to the size of a large protein; denser at contact.
-        self.centres = nn.Parameter(0.3 + 6.5 * torch.linspace(0, 1, basis) ** 2)
-        self.sharpness = nn.Parameter(1 / (13 * torch.linspace(0, 1, basis).clamp_min(1.5 / basis) / basis))
+        # From contact to the size of a large protein, a few of 0.4 Angstrom where neighbours are: bonds are to be exact.
+        grid = torch.linspace(0, 1, basis)
+        self.centres = nn.Parameter(0.3 + 6.5 * grid**3)
+        self.sharpness = nn.Parameter(1 / (19.5 * grid**2 / basis).clamp_min(0.04))
         self.features = basis + 12
 
     def forward(self, pos: Tensor, turn: Tensor, scale: float) -> Tensor:

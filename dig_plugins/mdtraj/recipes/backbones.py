@@ -87,7 +87,7 @@ def _trajectory(*names: str) -> Callable[[Path], Backbones]:
 
 MODELS = {
     "adenylate-kinase": Model(
-        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 5000, 6, {},
+        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 8000, 4, {},
         Card(
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
@@ -96,7 +96,7 @@ MODELS = {
         ),
     ),
     "ubiquitin": Model(
-        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 4000, 12, {},
+        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 2500, 8, {},
         Card(
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
@@ -104,7 +104,7 @@ MODELS = {
         ),
     ),
     "fs-peptide": Model(
-        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 5000, 24, {},
+        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 2000, 24, {},
         Card(
             name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues", temperature=400.0,
             energy="100 frames of molecular dynamics at 400 K (McGibbon, msmb_data, CC-BY)",
@@ -112,7 +112,7 @@ MODELS = {
         ),
     ),
     "backbones": Model(
-        pairs, 6000, 6, {"members": None},
+        pairs, 6000, 4, {"members": None},
         Card(
             name="backbones", system="any protein backbone of which one structure is given",
             energy="both known states of six proteins (bioemu-benchmarks, CDLA-Permissive-2.0)",
