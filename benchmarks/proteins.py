@@ -37,6 +37,7 @@ from dig_plugins.mdtraj.observables import (
     pca,
     rmsd,
     rmsf,
+    superpose,
     tm_score,
 )
 from dig_plugins.mdtraj.recipes.backbones import HELD_OUT, MODELS, pairs, withheld
@@ -150,21 +151,19 @@ def path(options: Options) -> tuple[list[Figure], list[Table]]:
     dig, frames = models.load("adenylate-kinase"), MODELS["adenylate-kinase"].read(DATA)
     every = frames.geometry.positions
     found = interpolate_backbones(dig, Geometry(every[:1]), Geometry(every[-1:]), options.size(21, 3), steps=options.size(48, 2))
-    between = alpha(Geometry(every[10:-10]), frames.descriptor)
+    between = alpha(Geometry(every[1:-1]), frames.descriptor)
     near = pairwise_rmsd(between, alpha(found.geometry, frames.descriptor)).min(1)
-    straight = np.linspace(0, 1, 21)[:, None, None]
-    ends = aligned(alpha(Geometry(every[[0, -1]]), frames.descriptor), alpha(Geometry(every[:1]), frames.descriptor)[0])
-    ends = ends.reshape(2, -1, 3)
-    line = (1 - straight) * ends[0] + straight * ends[1]
-    whole = check_backbones(found.geometry, frames.descriptor)
+    share_of_end, ends = np.linspace(0, 1, 21)[:, None, None], alpha(Geometry(every[[0, -1]]), frames.descriptor)
+    line = (1 - share_of_end) * ends[0] + share_of_end * superpose(ends[1:], ends[0])
+    whole = found.validity
     figures = [
-        Figure("interpolation, round trip of both ends", float(np.max(found.round_trip)), "Angstrom", floor=0.1, aim=0.01, higher=False),
+        Figure("interpolation, round trip of both ends", float(found.ends.round_trip.max()), "Angstrom", floor=0.1, aim=0.01, higher=False),
         Figure("interpolation, structures of the path without clash", share(whole.clashes.numpy() == 0), floor=0.9, aim=1.0,
                note=f"without break {share(whole.breaks.numpy() == 0):.2f}"),
         Figure("interpolation, farthest intermediate frame from the path", float(near.max()), "Angstrom", floor=2.5, aim=1.5, higher=False,
                compared=f"straight line between the ends {pairwise_rmsd(between, line).min(1).max():.2f}"),
     ]  # fmt: skip
-    rows = [[k, *row] for k, row in enumerate(zip(found.to_start, found.to_end, strict=True))]
+    rows = [[k, *row] for k, row in enumerate(found.rmsd.tolist())]
     return figures, [Table("The path, C-alpha RMSD in Angstrom", ["structure", "to the closed state", "to the open state"], rows)]
 
 
