@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dig_core.coordinates import Backbone
@@ -26,14 +27,17 @@ from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames
 from dig_core.training.stages import Denoise, Physics
 from dig_core.training.systems import Systems
+from dig_core.types import Geometry
 
 from ..models import load
 from .backbones import Backbones
+from .observables import pairwise_rmsd
 
 __all__ = ["fit_backbones", "untrained_backbones"]
 
 _STEPS = 24  # of the sampler
 _CLIP = 1e4  # of the gradient, which sums over residues
+_COMPARED = 100  # frames among which the most central one is looked for
 
 
 def untrained_backbones(descriptor: Descriptor, *, any_protein: bool = False, seed: int = 0, **network) -> DiG:
@@ -63,7 +67,8 @@ def fit_backbones(
     ----------
     data: what :func:`~.backbones.read_backbones` returns, or a descriptor and :class:`~dig_core.training.losses.Frames` in
         :class:`~dig_core.coordinates.Backbone` coordinates, with forces where there are some
-        (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list.
+        (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list. Of what was read from files the
+        most central structure becomes the reference.
     model: None for an untrained network, a model or its name to go on from.
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
@@ -82,7 +87,7 @@ def fit_backbones(
     if len(several) > 1 and (physics or len(held_out)):
         raise IncompatibleError("physics and held_out are for one protein, got several: train on one.")
     began, seed = time.monotonic(), as_seed(seed)
-    systems = [one if _is_pair(one) else (one.descriptor, _frames(one)) for one in several]  # type: ignore[union-attr, misc]
+    systems = [one if _is_pair(one) else (_central(one), _frames(one)) for one in several]  # type: ignore[union-attr, misc]
     dig = _begun(model, systems, seed % 2**31, network)
     out = owned(out, [descriptor.node.numpy().tobytes() for descriptor, _ in systems], "protein")
     some = max(1, steps // 20)
@@ -101,6 +106,15 @@ def fit_backbones(
 
 def _is_pair(given) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Descriptor)
+
+
+def _central(backbones: Backbones) -> Descriptor:
+    """The descriptor with the frame as its reference whose mean RMSD to the others is least: no state is far from it."""
+    positions = backbones.geometry.positions
+    some = np.unique(np.linspace(0, len(positions) - 1, _COMPARED).astype(int))
+    alpha = positions[torch.from_numpy(some)][:, residues(backbones.descriptor).atoms[:, 1]].numpy()
+    central = int(some[pairwise_rmsd(alpha).mean(1).argmin()])
+    return dataclasses.replace(backbones.descriptor, reference=Geometry(positions[central : central + 1]))
 
 
 def _frames(backbones: Backbones) -> Frames:

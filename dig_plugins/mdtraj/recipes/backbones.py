@@ -87,7 +87,7 @@ def _trajectory(*names: str) -> Callable[[Path], Backbones]:
 
 MODELS = {
     "adenylate-kinase": Model(
-        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 8000, 4, {},
+        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 6000, 4, {},
         Card(
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
