@@ -123,6 +123,16 @@ def test_tm_score_is_no_less_than_at_the_superposition_of_least_deviation(rng):
     assert np.allclose(ob.tm_score(tumbled(frames, rng), fold()), found, atol=1e-4)
 
 
+def test_tm_score_is_no_less_than_at_the_superposition_on_any_domain(rng):
+    """Domains that are noisy, so that fragments of few residues do not tell how they are turned."""
+    chain = bent(bent(helix(90), 30, 90), 60, 70)
+    frames = bent(bent(chain, 30, 60), 60, 80) + 2.5 * rng.normal(size=(20, 90, 3))
+    found = ob.tm_score(frames, chain)
+    for domain in np.arange(90).reshape(3, 30):
+        gap = np.square(ob.superpose(frames, chain, on=domain) - chain).sum(-1)
+        assert (found >= (1 / (1 + gap / ob.tm_scale(90) ** 2)).mean(1)).all()
+
+
 # Helices of so many residues, bent at a hinge by so many degrees, on the straight one: US-align 20260819 with -TMscore 1.
 PROGRAM = {(60, 30, 60): 0.5413, (120, 40, 90): 0.6820, (200, 150, 40): 0.7893}
 
@@ -270,6 +280,17 @@ def test_exact_samples_reach_the_floor_and_others_do_not(method, rng):
         assert ob.map_divergence(exact + far, reference, **options, rng=rng).value == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["histogram", "kernel"])
+def test_the_floor_is_that_of_as_many_frames_as_samples_are_worth(method, rng):
+    reference, weights = rng.normal(size=(2000, 2)), np.zeros(500)
+    weights[:50] = 1
+    floors = [
+        ob.map_divergence(reference[:n], reference, method=method, cells=10, weights=w, rng=rng).floor
+        for n, w in ((50, None), (500, weights), (500, None))
+    ]
+    assert floors[0] == pytest.approx(floors[1], rel=0.3) and floors[0] > 2 * floors[2]
+
+
 def test_kernel_divergence_of_shifted_gaussians(rng):
     """Both are smeared by the width, and differ along one direction: an integral over it."""
     n, shift = 6_000, 1.5
@@ -328,6 +349,12 @@ def test_fluctuations_are_those_that_were_put_in(rng):
     assert np.square(found[:55]).sum() == pytest.approx(0.2**2 * (165 - 6), rel=0.01)
     assert ob.correlation(found, widths) > 0.99 and ob.correlation(found, 3 - 2 * found) == pytest.approx(-1)
     assert ob.rmsd(ob.mean_structure(frames, on=np.arange(55))[None], fold())[0] < 0.1
+
+
+def test_the_mean_of_frames_superposed_on_the_mean_structure_is_itself(rng):
+    frames = np.concatenate([bent(fold(), 30, 120)[None], noisy(rng, 10, 2.0)])
+    mean = ob.mean_structure(frames)
+    assert np.allclose(ob.superpose(frames, mean).mean(0), mean, atol=1e-5)
 
 
 def test_fluctuations_do_not_depend_on_poses(rng):

@@ -28,9 +28,10 @@ def tm_score(frames: Vector, target: Vector, *, length: int | None = None) -> np
     Residue i of a frame belongs to residue i of ``target``, (N, 3) or (F, N, 3), Angstrom, C-alpha. ``length``: residues of the
     whole target, where N are those that both have.
 
-    The search starts, as programs do, from the superposition of every fragment: all residues, halves, quarters, down to four,
-    each moved on by a quarter of its length. The 40 best starts are improved, then the 5 best of these. 1 / (1 + u) is convex in
-    u = (d / d0)^2, so superposing with weights 1 / (1 + u)^2 never lowers the score (majorisation): repeated until none gains 1e-6.
+    The search starts, as programs do, from the superposition of fragments: all residues, halves, quarters, eighths, sixteenths, four
+    at least, each moved on by a quarter of its length. The 40 best starts are improved, then the 5 best of these. 1 / (1 + u) is
+    convex in u = (d / d0)^2, so superposing with weights 1 / (1 + u)^2 never lowers the score (majorisation): repeated until none
+    gains 1e-6.
     What is found is a lower bound of the maximum.
 
     IncompatibleError for less than three residues, shapes that do not fit, or a ``length`` below N.
@@ -66,7 +67,7 @@ def _search(x: np.ndarray, y: np.ndarray, starts: np.ndarray, scale: float) -> n
 def _fragments(n: int) -> np.ndarray:
     """(S, N) zeros and ones: the residues of each fragment that is superposed at the start."""
     masks = []
-    for length in sorted({max(n // 2**k, min(_SHORTEST, n)) for k in range(_HALVINGS)} | {min(_SHORTEST, n)}):
+    for length in sorted({max(n // 2**k, min(_SHORTEST, n)) for k in range(_HALVINGS)}):
         for first in sorted({*range(0, n - length, max(1, length // 4)), n - length}):
             masks.append((np.arange(n) >= first) & (np.arange(n) < first + length))
     return np.array(masks, dtype=np.float64)
