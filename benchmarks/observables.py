@@ -1,7 +1,7 @@
 """Observables of protein ensembles beside other programs' values, and what they cost. A minute.
 
 Peers that are not installed are named and left out: pip install mdtraj scipy deeptime tmtools. Structures are made here, chains of 214
-residues with hinges and noise, unless DIG_PROTEIN_DATA names a folder with adk/adk.psf and adk/adk_dims.dcd: then its C-alphas too.
+residues with hinges and noise, unless DIG_PROTEIN names a folder with adk/adk.psf and adk/adk_dims.dcd: then its C-alphas too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def measure(options: Options) -> Findings:
     """Every peer in turn, then the times."""
     rng = np.random.default_rng(options.seed)
     sets = {"made": chains(options.size(200, 8), rng)}
-    if "DIG_PROTEIN_DATA" in os.environ:
-        sets["adenylate kinase, 98 frames"] = adenylate_kinase(Path(os.environ["DIG_PROTEIN_DATA"]))
+    if "DIG_PROTEIN" in os.environ:
+        sets["adenylate kinase, 98 frames"] = adenylate_kinase(Path(os.environ["DIG_PROTEIN"]))
     rows, missing = [], []
     for peer, compare in {"mdtraj": with_mdtraj, "scipy": with_scipy, "deeptime": with_deeptime, "tmtools": with_tmtools}.items():
         try:
