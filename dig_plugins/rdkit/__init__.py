@@ -1,24 +1,31 @@
-"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy."""
+"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy, models of one molecule's conformers, ensembles with exact weights."""
 
 from ..lazy import lazily
 
 _HOME = {
+    "ConformerEnsemble": "ensemble",
+    "Fitted": "training",
     "MMFFEnergy": "energy",
     "check_molecule": "check",
     "describe": "convert",
     "embed": "convert",
     "enumerate_stereo": "facts",
+    "fit_molecule": "training",
+    "internal_coordinates": "coordinates",
     "inverting_nitrogens": "facts",
     "of_sdf": "convert",
     "of_smiles": "convert",
     "reference_structure": "convert",
     "ring_atoms": "facts",
     "rotatable_bonds": "facts",
+    "sample_conformers": "conformers",
     "stereo_bonds": "facts",
     "stereo_centres": "facts",
     "symmetry_classes": "facts",
     "thermal_widths": "energy",
     "to_geometry": "convert",
+    "torsion_states": "ensemble",
+    "torsions_of": "ensemble",
     "unspecified_stereo": "facts",
     "with_conformers": "convert",
 }

@@ -17,7 +17,7 @@ from dig_core.types import Geometry
 
 from .check import MAX_ATOMS, check_molecule, check_parameters
 
-__all__ = ["ORDERS", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
+__all__ = ["ORDERS", "check_structure", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
 
 ORDERS = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3, Chem.BondType.AROMATIC: 4}
 """Bond orders as the descriptor's integers."""
@@ -31,7 +31,7 @@ def describe(mol: Chem.Mol, *, max_atoms: int = MAX_ATOMS) -> Descriptor:
     """
     check_molecule(mol, max_atoms)
     reference = to_geometry(mol).positions[:1]
-    _check_structure(mol, mol.GetConformers()[0].GetId())
+    check_structure(mol, mol.GetConformers()[0].GetId())
     bonds = list(mol.GetBonds())
     strange = [str(b.GetBondType()) for b in bonds if b.GetBondType() not in ORDERS]
     if strange:
@@ -85,7 +85,7 @@ def reference_structure(mol: Chem.Mol, *, seed: int = 0, max_atoms: int = MAX_AT
     check_parameters(mol)
     copy = embed(mol, 1, seed=seed)
     forcefields.MMFFOptimizeMolecule(copy, mmffVariant="MMFF94s", maxIters=2000)
-    _check_structure(copy, 0)
+    check_structure(copy, 0)
     return copy
 
 
@@ -94,14 +94,17 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
 
     StateError where distance geometry finds none: stereochemistry that no structure can have, most often.
     """
-    copy, options = Chem.Mol(mol), rdDistGeom.ETKDGv3()
-    options.randomSeed = seed % (2**31 - 1)
-    options.useSmallRingTorsions = True
-    with rdBase.BlockLogs():
-        found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
-        if not found:
-            options.useRandomCoords = True
-            found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
+    copy, found = Chem.Mol(mol), []
+    for small_rings, random in ((True, False), (False, False), (False, True)):
+        options = rdDistGeom.ETKDGv3()
+        options.randomSeed, options.useSmallRingTorsions, options.useRandomCoords = seed % (2**31 - 1), small_rings, random
+        try:
+            with rdBase.BlockLogs():
+                found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
+        except RuntimeError:  # the minimiser gives up on some small rings' torsions
+            found = []
+        if found:
+            break
     if not found:
         raise StateError(
             f"no 3D structure found for {Chem.MolToSmiles(Chem.RemoveHs(mol))}: its stereochemistry may be impossible (a trans bond in a "
@@ -150,8 +153,8 @@ def _conformers(mol: Chem.Mol) -> list[Chem.Conformer]:
     return found
 
 
-def _check_structure(mol: Chem.Mol, conformer: int) -> None:
-    """IncompatibleError where the conformer is of another stereoisomer than the graph says."""
+def check_structure(mol: Chem.Mol, conformer: int) -> None:
+    """IncompatibleError where the conformer of that number is of another stereoisomer than the graph says."""
     seen = Chem.Mol(mol)
     Chem.AssignStereochemistryFrom3D(seen, conformer, replaceExistingTags=True)
     said, found = (Chem.MolToSmiles(_told(m)) for m in (mol, seen))

@@ -1,0 +1,115 @@
+"""Conformers of a molecule at a temperature: from a model, reweighted or by Monte Carlo, exact whatever the model is worth."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem
+
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError
+from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weights
+from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool
+from dig_core.random import Streams, as_seed
+from dig_core.types import Geometry
+
+from .check import label
+from .convert import check_structure, describe, with_conformers
+from .energy import MMFFEnergy
+from .ensemble import ConformerEnsemble
+from .training import fit_molecule
+
+__all__ = ["CORRECTIONS", "check_model", "sample_conformers"]
+
+CORRECTIONS = ("reweight", "mc", None)
+_BURN_IN = 2**30  # proposals that a chain's start is chosen among have indices from here on
+
+
+def sample_conformers(
+    mol: Chem.Mol,
+    n: int,
+    temperature: float = 300.0,
+    *,
+    model: DiG | str | Path | None = None,
+    correct: str | None = "reweight",
+    variant: str = "MMFF94s",
+    budget: str | float = "5min",
+    seed: int | None = None,
+    steps: int | None = None,
+    batch: int = 512,
+    progress: bool | None = None,
+) -> ConformerEnsemble:
+    """``n`` conformers of the equilibrium ensemble of MMFF94 at ``temperature`` K, with what they weigh.
+
+    Parameters
+    ----------
+    mol: with all hydrogens and stereochemistry.
+    model: a DiG of this molecule or its file; trained for ``budget`` first if None (keep it: :func:`.training.fit_molecule`).
+    correct: ``"reweight"``, independent conformers with raw weights exp(-E/kT) / q; ``"mc"``, a Metropolis chain on the model's proposals,
+        conformers of equal weight, repeats included; None, the model's own law, whatever it is.
+    seed: conformer i depends on (seed, i) alone, of a chain on those before it too.
+    steps: of the model's paths; its card's if None. batch: conformers at a time.
+
+    Raises
+    ------
+    IncompatibleError: no such correction, a model of another molecule, stereoisomer or temperature. And as ``fit_molecule``.
+    """
+    if correct not in CORRECTIONS:
+        raise IncompatibleError(f"expected correct to be one of {', '.join(map(repr, CORRECTIONS))}, got {correct!r}.")
+    if n < 1:
+        raise IncompatibleError(f"expected to draw at least 1 conformer, got n = {n}.")
+    seed = as_seed(seed)
+    if model is None:
+        model = fit_molecule(mol, temperature, variant=variant, budget=budget, seed=seed, progress=progress).dig
+    dig = model if isinstance(model, DiG) else DiG.load(model)
+    check_model(dig, mol, temperature, variant)
+    energy = MMFFEnergy(mol, temperature, variant=variant)
+    if correct == "mc":
+        found, acceptance = _chain(dig, energy, n, seed, steps, batch)
+        log_weight = np.zeros(n)
+    else:
+        found = Pool(dig.proposal(steps=steps), energy, seed=seed, batch=min(batch, n)).take(n)
+        acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
+        log_weight = found.log_weight if correct else np.where(found.reason == 0, 0.0, -np.inf)
+    numbers = {"energy": found.u * energy.kt, "log_q": found.log_q, "log_weight": log_weight}
+    filled = with_conformers(mol, Geometry(torch.from_numpy(found.positions)), **numbers)
+    block = math.ceil(n / 40) if correct == "mc" else 1  # a chain repeats itself: errors by blocks, some forty of them
+    return ConformerEnsemble(filled, *numbers.values(), float(temperature), seed, acceptance, block)
+
+
+def check_model(dig: DiG, mol: Chem.Mol, temperature: float, variant: str) -> None:
+    """IncompatibleError unless the model is one of this molecule, atom for atom, of this stereoisomer, energy and temperature."""
+    reference = dig.descriptor.reference
+    if reference is None or reference.positions.shape[1] != mol.GetNumAtoms():
+        raise IncompatibleError(f"the model {dig.card.name!r} has {dig.descriptor.n_atoms} atoms, the molecule {mol.GetNumAtoms()}.")
+    model, wanted = dig.card.temperature, float(temperature)
+    if model is not None and abs(model - wanted) > 0.1:
+        raise IncompatibleError(f"the model {dig.card.name!r} was trained at {model:g} K: ask for that temperature, not for {wanted:g} K.")
+    if dig.card.energy and not dig.card.energy.startswith(f"{variant} "):
+        raise IncompatibleError(f"the model {dig.card.name!r} was trained on {dig.card.energy}: ask for that energy, not for {variant}.")
+    placed = with_conformers(mol, reference)
+    for i, (number, atom) in enumerate(zip(dig.descriptor.numbers.tolist(), mol.GetAtoms(), strict=True)):
+        if number != atom.GetAtomicNum():
+            raise IncompatibleError(f"the model's atom {i} is of element {number}, the molecule's is {label(mol, i)}: keep the order.")
+    check_structure(placed, 0)
+    if not torch.equal(describe(placed).pair, dig.descriptor.pair):
+        raise IncompatibleError(f"the model {dig.card.name!r} has other bonds than the molecule: keep its order of atoms.")
+
+
+def _chain(dig: DiG, energy: MMFFEnergy, n: int, seed: int, steps: int | None, batch: int) -> tuple[Candidates, float]:
+    """The state of a chain after each of ``n`` proposals, and the fraction of them that it accepted.
+
+    It starts at one of ``batch`` proposals, drawn by their weights: nearly in equilibrium.
+    """
+    proposal = dig.proposal(steps=steps)
+    first = Pool(proposal, energy, seed=seed, batch=batch, start=_BURN_IN * batch).take(batch)
+    chosen = int(Streams.chain(seed, 2**62).choice(batch, p=normalised_weights(first.log_weight)))
+    chain = MonteCarlo(proposal, energy, Geometry(torch.from_numpy(first.positions[chosen : chosen + 1])), seed=seed, batch=min(batch, n))
+    visited, records = chain.block(n)
+    here = np.maximum.accumulate(np.where(records.accepted, np.arange(n), -1))
+    u = np.where(here < 0, first.u[chosen], records.u[here])
+    log_q = np.where(here < 0, math.nan, records.log_q[here])
+    return Candidates(visited, u, log_q, np.zeros(n, dtype=np.uint8)), float(records.accepted.mean())
