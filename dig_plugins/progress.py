@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from dig_plugins.panels import BLUE, GREY, ORANGE, new_figure, to_png
+from dig_core.files import write_atomically
+from dig_core.training.fit import Progress
 
-__all__ = ["training_picture"]
+from .panels import BLUE, GREY, ORANGE, new_figure, to_png
+
+__all__ = ["pictures", "training_picture"]
 
 _COLUMNS = 4
 _MOST = 12
@@ -31,6 +35,22 @@ def training_picture(history: Sequence[Mapping], torsions: np.ndarray) -> bytes:
         axes.title.set_fontsize(8)
         axes.tick_params(labelsize=7)
     return to_png(figure, dpi=110)
+
+
+def pictures(out: Path | None) -> Callable[[Progress], None]:
+    """What a training calls to draw ``progress.png``, where there is a directory and matplotlib."""
+
+    def watch(progress: Progress) -> None:
+        if out is None:
+            return
+        frames = progress.frames
+        torsions = np.zeros((0, 0)) if frames is None else frames.state["torsion"].numpy()
+        try:
+            write_atomically(out / "progress.png", training_picture(progress.history, torsions))
+        except ImportError:  # no matplotlib: training goes on without pictures
+            return
+
+    return watch
 
 
 def _annealing(axes, rungs: Sequence[Mapping]) -> None:

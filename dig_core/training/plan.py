@@ -7,17 +7,19 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from dig_core.dig import DiG
-from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import write_atomically
-from dig_core.training.draws import draw, target_law
-from dig_core.training.loop import LoopConfig, optimise
-from dig_core.training.losses import Denoising, Frames
+from ..energy import Energy
+from ..errors import CheckpointError, IncompatibleError
+from ..files import write_atomically
+from .draws import draw, target_law
+from .loop import LoopConfig, optimise
+from .losses import Denoising, Frames
 
-from .energy import OpenMMEnergy
+if TYPE_CHECKING:
+    from ..dig import DiG
 
 __all__ = ["Plan", "draw_times", "seconds_of", "step_time"]
 
@@ -51,7 +53,7 @@ class Plan:
             raise CheckpointError(f"{out} holds the training of another molecule or temperature: choose another directory.")
         return cls(path, held)
 
-    def sizes(self, dig: DiG, energy: OpenMMEnergy, seconds: float) -> dict:
+    def sizes(self, dig: DiG, energy: Energy, seconds: float) -> dict:
         """Of the population, from measured times."""
         if "sizes" not in self.held:
             step, one = step_time(dig), draw_times(dig, energy)
@@ -105,11 +107,12 @@ def step_time(dig: DiG, steps: int = 10) -> float:
     model.requires_grad_(True)  # type: ignore[attr-defined]
     for _ in range(2):
         began = time.monotonic()
-        optimise(model, Denoising(frames, dig.descriptor), LoopConfig(steps=steps, every=steps), progress=False)
+        config = LoopConfig(steps=steps, every=steps)
+        optimise(model, Denoising(frames, dig.descriptor), config, progress=False)  # type: ignore[arg-type]
     return (time.monotonic() - began) / steps
 
 
-def draw_times(dig: DiG, energy: OpenMMEnergy, n: int = 512) -> dict[str, float]:
+def draw_times(dig: DiG, energy: Energy, n: int = 512) -> dict[str, float]:
     """Seconds of a weighed proposal, and of an energy with its gradient in the model's coordinates."""
     drawn = draw(dig, energy, n, seed=0, progress=False)
     began = time.monotonic()

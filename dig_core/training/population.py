@@ -49,7 +49,9 @@ class Population:
 
     ``harvest`` further moves at the target, of which every ``stride``-th gives a frame of each walker. ``cap`` / (1 - beta):
     kT above the best structure so far from which energies count only logarithmically on the way; the number of coordinates
-    if None. Raises IncompatibleError for a harvest without frames, StateError if ``rungs`` do not reach the target.
+    if None. Where there are frames at hand and ``first`` is not 0, walkers start as those, at beta = ``first``, where they are moved
+    until they are of that law (``settle`` moves): rough structures of every basin then need not be found from the prior.
+    Raises IncompatibleError for a harvest without frames, StateError if ``rungs`` do not reach the target.
     """
 
     walkers: int = 4096
@@ -59,9 +61,13 @@ class Population:
     harvest: int = 200
     stride: int = 20
     cap: float | None = None
+    first: float = 0.0
+    settle: int = 200
     name: str = field(default="population", init=False)
 
     def __post_init__(self):
+        if not 0 <= self.first < 1:
+            raise IncompatibleError(f"expected the first beta in [0, 1), got {self.first}.")
         if not 0 < self.stride <= self.harvest:
             raise IncompatibleError(f"expected a harvest of at least stride = {self.stride} moves, got {self.harvest}.")
 
@@ -70,7 +76,12 @@ class Population:
         dig, energy = progress.dig, task.needed_energy()
         cap = float(sum(p.space.dim for p in dig.process.values()) if self.cap is None else self.cap)
         place = None if task.directory is None else task.directory / "walkers.safetensors"
-        here = _Walkers.read(place) if place is not None and place.exists() else _Walkers.start(dig, energy, self.walkers, task.seed)
+        if place is not None and place.exists():
+            here = _Walkers.read(place)
+        elif progress.frames is not None and self.first:
+            here = _Walkers.given(dig, energy, progress.frames, self, cap, task.seed)
+        else:
+            here = _Walkers.start(dig, energy, self.walkers, task.seed)
         bar = tqdm(total=1.0, initial=here.beta, desc="population", disable=None if task.progress is None else not task.progress)
         while here.beta < 1 and len(here.history) < self.rungs:
             here = here.rung(dig, energy, self, cap, task.seed + len(here.history))
@@ -115,6 +126,19 @@ class _Walkers(NamedTuple):
         state = {name: x.double() for name, x in drawn.items()}
         log_target, force = _target(dig, energy, state)
         return cls(state, log_target, force, torch.arange(n), 0.0, float(log_target.max()), 0.3, n, [])
+
+    @classmethod
+    def given(cls, dig: DiG, energy: Energy, frames: Frames, options: Population, cap: float, seed: int) -> _Walkers:
+        """As many as wanted of ``frames``, moved until they are of the law at ``first``; each is an ancestor then."""
+        n = options.walkers
+        state = {name: x.double() for name, x in frames.take(torch.arange(n) % len(frames)).state.items()}
+        log_target, force = _target(dig, energy, state)
+        top = float(log_target.max())
+        here = cls(state, log_target, force, torch.arange(n), options.first, top, 0.3, n, [])
+        for part in range(0, options.settle, options.moves):  # energies fall on the way, and what is capped with them
+            here, _ = here.moved(dig, energy, options.moves, cap, seed + 20_000 + part)
+            here = here._replace(top=max(here.top, float(here.log_target.max())))
+        return here._replace(family=torch.arange(n))
 
     def law(self, dig: DiG, beta: float, top: float, cap: float) -> Tensor:
         """(n,) log of the law at ``beta``."""

@@ -1,10 +1,8 @@
-"""One call from a molecule and its force field to a model: coordinates, network, stages and sizes chosen, progress shown."""
+"""One call from an OpenMM System to a model: what is given, the coordinates that it makes, and the training of one molecule."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 
@@ -13,41 +11,22 @@ import openmm as mm
 import torch
 from openmm import app
 
-from dig_core.coordinates import Coordinates, Internal
-from dig_core.diffusion import Diffusion, Euclidean, Joint, Karras, LogSNR, Torus
+from dig_core.coordinates import Internal
 from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError
-from dig_core.files import write_atomically
-from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
-from dig_core.montecarlo.chain import Pool
-from dig_core.nn import ResidualMLP
 from dig_core.random import as_seed
-from dig_core.score import NoiseScore
-from dig_core.training.fit import Fitted, Progress, Stage
-from dig_core.training.fit import fit as run_stages
+from dig_core.training.fit import Fitted
 from dig_core.training.frames import frames_of
-from dig_core.training.loop import LoopConfig
 from dig_core.training.losses import Frames
-from dig_core.training.population import Population
-from dig_core.training.stages import Denoise, Reweight, Standardise
+from dig_core.training.molecule import fit_molecule, internal_model, width_of
+from dig_core.training.plan import Plan, seconds_of
 from dig_core.types import Geometry
 
+from ..progress import pictures
 from .convert import describe, kelvin, thermal_widths, to_geometry
 from .energy import OpenMMEnergy
-from .plan import Plan, seconds_of
 
-__all__ = ["Fitted", "fit", "fit_files", "internal_model"]
-
-
-def internal_model(coordinates: Coordinates, *, width: int = 256, blocks: int = 4, seed: int = 0) -> NoiseScore:
-    """An untrained score model in internal coordinates: torsions on a torus, the rest standardised, a residual network."""
-    shape, torsion = len(coordinates.centre), len(coordinates.torsion_atoms)  # type: ignore[attr-defined]
-    process = Joint(
-        shape=Diffusion(Euclidean(shape), LogSNR(4.5, -4.0)), torsion=Diffusion(Torus(torsion), Karras(0.05, 2.5))
-    )
-    sizes = {"shape": shape, "torsion": torsion}
-    network = ResidualMLP(sizes, ["torsion"], width=width, blocks=blocks, precision="bfloat16", seed=seed)
-    return NoiseScore(network, process).requires_grad_(False)
+__all__ = ["Fitted", "fit", "fit_files"]
 
 
 def fit(
@@ -95,23 +74,9 @@ def fit(
     coordinates, data = Internal.from_reference(descriptor, thermal_widths(system, temperature)), None
     if frames is not None:
         coordinates, data = _from_frames(descriptor, frames, energy)
-    build = functools.partial(internal_model, width=256 if len(coordinates.centre) < 150 else 384, seed=plan.seed % 2**31)
+    build = functools.partial(internal_model, width=width_of(coordinates), seed=plan.seed % 2**31)
     dig = DiG(build(coordinates), coordinates, descriptor, card)
-    directory = None if out is None else out / "stages"
-    run = functools.partial(
-        run_stages, dig, energy=energy, directory=directory, seed=plan.seed % 2**31, progress=progress, watch=_pictures(out)
-    )
-    if data is not None:
-        run = functools.partial(run, frames=data[0], validation=data[1])
-    sizes = plan.sizes(dig, energy, seconds)
-    stages: list[Stage] = [] if data is not None else [Population(**sizes["population"]), Standardise(build)]
-    here = run(stages) if stages else Progress(dig)
-    if here.finished:
-        left = plan.rest(seconds - (time.monotonic() - began), sizes, seconds)
-        stages += [Denoise(LoopConfig(**left["denoise"]))]
-        stages += [Reweight(draws, 1, LoopConfig(**config), left["least"]) for draws, config in left["reweight"]]
-        here = run(stages)
-    return _finish(here, energy, plan, out, time.monotonic() - began)
+    return fit_molecule(dig, energy, build, plan, seconds, data=data, out=out, progress=progress, watch=pictures(out), began=began)
 
 
 def fit_files(pdb: str | Path, force_field: list[str], temperature, **options) -> Fitted:
@@ -129,24 +94,6 @@ def fit_files(pdb: str | Path, force_field: list[str], temperature, **options) -
     options.setdefault("name", Path(pdb).stem)
     positions = structure.getPositions(asNumpy=True)
     return fit(system, structure.topology, temperature, positions=positions, **options)
-
-
-def _finish(here: Progress, energy: OpenMMEnergy, plan: Plan, out: Path | None, seconds: float) -> Fitted:
-    """Measure the finished model, write it with what it cost."""
-    seconds += plan.held.get("seconds", 0.0)
-    plan.keep("seconds", seconds)
-    if not here.finished:
-        return Fitted(here.dig, 0.0, 0.0, here.evaluations, seconds, here.history, False)
-    log_weight = Pool(here.dig.proposal(), energy, seed=plan.seed + 1, batch=512).take(4096).log_weight
-    ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
-    measured = {"raw_ess": round(ess, 4), "acceptance": round(acceptance, 4), "proposals": len(log_weight), "steps": here.dig.card.steps}
-    history = [{"seed": plan.seed, "evaluations": here.evaluations, "seconds": round(seconds)}, *here.history]
-    dig = dataclasses.replace(here.dig, card=dataclasses.replace(here.dig.card, measured=measured, history=history))
-    if out is not None:
-        dig.save(out / "model.safetensors")
-        about = {**measured, "evaluations": here.evaluations, "seconds": seconds, "seed": plan.seed, "history": here.history}
-        write_atomically(out / "run.json", json.dumps(about, indent=1).encode())
-    return Fitted(dig, ess, acceptance, here.evaluations, seconds, history, True)
 
 
 def _given(source, topology, temperature, positions):
@@ -175,21 +122,3 @@ def _from_frames(descriptor, frames, energy: OpenMMEnergy) -> tuple[Internal, tu
     data = frames_of(coordinates, descriptor, geometry, energy)
     order = torch.arange(total)
     return coordinates, (data.take(order[:-count]), data.take(order[-count:]))
-
-
-def _pictures(out: Path | None):
-    """A callback that draws ``progress.png`` where there is a directory and matplotlib."""
-    if out is None:
-        return lambda progress: None
-
-    def watch(progress: Progress) -> None:
-        try:
-            from ..progress import training_picture
-
-            frames = progress.frames
-            torsions = np.zeros((0, 0)) if frames is None else frames.state["torsion"].numpy()
-            write_atomically(out / "progress.png", training_picture(progress.history, torsions))
-        except ImportError:  # no matplotlib: training goes on without pictures
-            return
-
-    return watch

@@ -100,6 +100,25 @@ def test_the_way_is_resumed_as_it_was(tmp_path):
     assert torch.equal(whole.frames.state["flat"], resumed.frames.state["flat"]) and whole.evaluations == resumed.evaluations
 
 
+def test_walkers_from_structures_get_their_weights_on_the_way():
+    """Both wells are in the frames, one of them hardly; hot walkers cross, the cold end has the weights, and every energy is counted."""
+    start = {"flat": torch.where(torch.arange(100) < 97, -1.2, 1.0)[:, None], "turn": torch.full((100, 1), 0.5)}
+    runs = []
+    for seed in range(5):
+        energy = Counted(LawEnergy(EXACT))
+        stage = Population(600, 6, first=0.05, settle=100)
+        runs.append(fit(fresh(), [stage], energy=energy, frames=Frames(start), seed=seed, progress=False))
+        assert runs[-1].evaluations == energy.asked
+    assert all(run.history[0]["rungs"][0]["beta"] > 0.05 for run in runs)
+    found = [averages(run.frames) for run in runs]
+    for name, value in wanted().items():
+        seen = torch.tensor([x[name] for x in found])
+        error = float(seen.std()) / math.sqrt(len(seen))
+        assert error < 0.04 and abs(float(seen.mean()) - value) < 4.5 * error, name
+    with pytest.raises(IncompatibleError, match="first beta"):
+        Population(first=1.0)
+
+
 def test_overlaps_and_failures_die_out():
     """Energies of 1e10 kT and none at all in most of the space."""
 
