@@ -92,9 +92,14 @@ def reference_structure(mol: Chem.Mol, *, seed: int = 0, max_atoms: int = MAX_AT
 def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
     """A copy with ``n`` conformers, or nearly as many, of ETKDGv3, rings of all sizes and macrocycles by their known torsions.
 
+    Where ``mol`` has a structure, the hydrogens of a CH2 and other equivalent neighbours keep the places that they have in it: their
+    labels are no stereochemistry, and distance geometry alone exchanges them at will.
+
     StateError where distance geometry finds none: stereochemistry that no structure can have, most often.
     """
     copy, found = Chem.Mol(mol), []
+    if mol.GetNumConformers():
+        Chem.AssignAtomChiralTagsFromStructure(copy, mol.GetConformers()[0].GetId(), replaceExistingTags=True)
     for small_rings, random in ((True, False), (False, False), (False, True)):
         options = rdDistGeom.ETKDGv3()
         options.randomSeed, options.useSmallRingTorsions, options.useRandomCoords = seed % (2**31 - 1), small_rings, random
@@ -110,7 +115,7 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
             f"no 3D structure found for {Chem.MolToSmiles(Chem.RemoveHs(mol))}: its stereochemistry may be impossible (a trans bond in a "
             "small ring, a bridge with the wrong centre). Correct it, try another seed=, or give a structure as an SDF file."
         )
-    return copy
+    return with_conformers(mol, to_geometry(copy))
 
 
 def to_geometry(mol: Chem.Mol) -> Geometry:

@@ -74,12 +74,11 @@ def ring_bonds(mol: Chem.Mol) -> set[frozenset[int]]:
 def inverting_nitrogens(mol: Chem.Mol) -> list[int]:
     """Three-bonded pyramidal nitrogens that turn inside out at room temperature: their handedness is a conformation.
 
-    Those with two or more hydrogens are left out, where an inversion is a rotation with hydrogens exchanged, as are stereo centres
-    (bridgeheads) and nitrogens in a ring of three atoms, whose barrier is several times higher.
+    Left out are stereo centres (bridgeheads), and nitrogens in a ring of three atoms, whose barrier is several times higher.
     """
     fixed = {s.atoms[0] for s in stereo_centres(mol)}
     found = [atom for (atom,) in mol.GetSubstructMatches(_PYRAMID)]
-    return [i for i in found if i not in fixed and mol.GetAtomWithIdx(i).GetTotalNumHs(True) < 2 and not _trapped(mol, i)]
+    return [i for i in found if i not in fixed and not _trapped(mol, i)]
 
 
 def stereo_centres(mol: Chem.Mol) -> list[Stereo]:

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("smiles", "free"), [("C1CCCC1", 2), ("C/C=C/Cl", 1), ("CNCC", 4), ("CC#CCO", 2), ("OC(=O)[C@@H]1CCCN1", 5), ("Cc1ccccc1", 1)]
+    ("smiles", "free"), [("C1CCCC1", 0), ("C/C=C/Cl", 1), ("CNCC", 4), ("CC#CCO", 2), ("OC(=O)[C@@H]1CCCN1", 3), ("Cc1ccccc1", 1)]
 )
 def test_what_turns_is_free_and_what_does_not_is_narrow(smiles, free):
     mol = convert.of_smiles(smiles)
@@ -156,7 +156,8 @@ def test_what_turns_is_free_and_what_does_not_is_narrow(smiles, free):
     coordinates, descriptor = internal_coordinates(mol, rough, 300.0), convert.describe(mol)
     assert len(coordinates.torsion_atoms) == free, coordinates.torsion_atoms
     state, _ = coordinates.encode(rough, descriptor)
-    assert coordinates.valid(state, descriptor).all()
+    # Distance geometry is rough, but hydrogens of a CH2 that changed places would be 25 widths off.
+    assert coordinates.valid(state, descriptor).all() and float(state["shape"].abs().max()) < 12
     noise = torch.randn(3, descriptor.n_atoms, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     near = Geometry(descriptor.reference.positions + 0.03 * noise)
     check_coordinates(coordinates, internal_model(coordinates, **SMALL).process, near, descriptor)
