@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,8 +89,8 @@ class BackboneGraphormer(nn.Module):
             self.blocks = nn.ModuleList(_Block(width, heads, ffn) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.towards = nn.Linear(width, 2 * width, bias=False)
-            inside, ways = 4 + (_TOLD if reference else 0), 2 if reference else 1
-            self.head = nn.Sequential(nn.Linear(width + inside * heads, width), nn.SiLU(), nn.Linear(width, 2 * ways * heads + 8))
+            inside, ways = _measured(heads) + (_TOLD * heads if reference else 0), 2 if reference else 1
+            self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways * heads + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
 
@@ -180,7 +178,7 @@ class BackboneGraphormer(nn.Module):
         query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
         weights = attention(query, key, bias).view_as(bias)
         local = _towards(weights, pos, turn)
-        features, ways = [x, local.flatten(2), local.norm(dim=-1)], torch.stack([local, local], 2)
+        features, ways = [x, local.flatten(2), _lengths(local)], torch.stack([local, local], 2)
         if told is not None:
             towards, seen = told(weights)
             features.append(seen.flatten(2))
@@ -259,7 +257,7 @@ class _Block(nn.Module):
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.mix = nn.Linear(width + 4 * heads, width, bias=False)
+        self.mix = nn.Linear(width + _measured(heads), width, bias=False)
         self.widen = nn.Linear(width, ffn * width, bias=False)
         self.narrow = nn.Linear(ffn * width, width, bias=False)
         nn.init.zeros_(self.modulation.weight)
@@ -273,7 +271,7 @@ class _Block(nn.Module):
         weights = attention(query, key, bias)
         values = torch.bmm(weights, value).view(b, self.heads, n, -1).transpose(1, 2).flatten(2)
         local = _towards(weights.view_as(bias), pos, turn)
-        x = torch.addcmul(x, self.mix(torch.cat([values, local.flatten(2), local.norm(dim=-1)], -1)), 1 + gate1)
+        x = torch.addcmul(x, self.mix(torch.cat([values, local.flatten(2), _lengths(local)], -1)), 1 + gate1)
         hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
         return torch.addcmul(x, self.narrow(hidden), 1 + gate2)
 
@@ -287,8 +285,20 @@ def _channels(weight: Tensor, pair: Tensor) -> Tensor:
 def _towards(weights: Tensor, pos: Tensor, turn: Tensor) -> Tensor:
     """(B, N, heads, 3): mean displacements to the residues attended to, in a residue's own frame; ``weights`` (B, heads, N, N)."""
     gap = torch.matmul(weights, pos[:, None]) - pos[:, None]
-    # Its length is not differentiable where it vanishes, as for a residue that attends to itself alone.
-    return torch.matmul(gap.transpose(1, 2), turn) + math.sqrt(SOFTENING)
+    return torch.matmul(gap.transpose(1, 2), turn)
+
+
+def _lengths(local: Tensor) -> Tensor:
+    """(B, N, ..) of displacements (B, N, heads, 3), and of the differences between heads: what a head attends to is a part of the
+    protein, and how far parts are apart does not depend on where the noise has put the residue itself."""
+    first, second = torch.triu_indices(local.shape[2], local.shape[2], 1, device=local.device)
+    both = torch.cat([local, local[:, :, first] - local[:, :, second]], 2)
+    return (both.square().sum(-1) + SOFTENING).sqrt()
+
+
+def _measured(heads: int) -> int:
+    """Numbers that displacements give: components, and :func:`_lengths`."""
+    return 4 * heads + heads * (heads - 1) // 2
 
 
 def _embedding(given: Tensor | None, width: int, name: str) -> Tensor:

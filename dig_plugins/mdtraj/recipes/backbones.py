@@ -87,7 +87,7 @@ def _trajectory(*names: str) -> Callable[[Path], Backbones]:
 
 MODELS = {
     "adenylate-kinase": Model(
-        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 6000, 4, {},
+        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 5000, 4, {},
         Card(
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
@@ -112,7 +112,7 @@ MODELS = {
         ),
     ),
     "backbones": Model(
-        pairs, 6000, 4, {"members": None},
+        pairs, 5000, 4, {"members": None},
         Card(
             name="backbones", system="any protein backbone of which one structure is given",
             energy="both known states of six proteins (bioemu-benchmarks, CDLA-Permissive-2.0)",
