@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dig_core.coordinates import Backbone
-from dig_core.dig import DiG
 from dig_core.diffusion.rotations import rotation_matrix
+from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import BackboneGraphormer
 from dig_core.random import Streams
