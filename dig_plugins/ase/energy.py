@@ -16,12 +16,14 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from torch import Tensor
 
 from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.gradients import with_gradients
 from dig_core.types import Geometry
 
 from .convert import held_atoms, kT, to_atoms
 
 __all__ = ["ASEEnergy"]
 
+_ONCE = "ASEEnergy is differentiable only once: ASE calculators have no second derivatives."
 _STILL = 1e-6  # Angstrom; smaller moves of a centroid are round-off
 
 
@@ -91,7 +93,7 @@ class ASEEnergy:
         """u (B,) float64 of (B, N, 3) Angstrom. IncompatibleError if N is not the template's."""
         positions, cell = geometry
         if torch.is_grad_enabled() and (positions.requires_grad or _moving(cell)):
-            return _Evaluate.apply(positions, cell, self)
+            return with_gradients(lambda x, strain: self._evaluate(x, gradient=True, strain=strain), geometry, _ONCE)
         return self._evaluate(geometry)[0].to(positions.device)
 
     def energy_and_gradient(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -260,34 +262,3 @@ def _put(image: Atoms, centroid: np.ndarray) -> None:
     # Not for round-off: a calculator recognises a structure that it has just evaluated by its positions.
     if np.abs(shift).max() > _STILL:
         image.positions += shift
-
-
-class _Evaluate(torch.autograd.Function):
-    """Positions (B, N, 3) and cells (B, 3, 3) Angstrom -> u (B,), with the calculator's forces and stress as the derivatives."""
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, cell: Tensor | None, energy: ASEEnergy) -> Tensor:
-        u, *gradients = energy._evaluate(Geometry(positions, cell), gradient=True, strain=ctx.needs_input_grad[1])
-        dx, dcell = (x.to(positions) for x in gradients)
-        ctx.save_for_backward(positions, cell, dx, dcell, u.isfinite().to(dx.device))
-        return u.to(positions.device)
-
-    @staticmethod
-    def backward(ctx, grad_u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        positions, cell, dx, dcell, ok = ctx.saved_tensors
-        # Whatever a loss makes of u = +inf, a failed structure has no gradient.
-        scale = torch.where(ok, grad_u, 0.0).to(dx.dtype)[:, None, None]
-        moved, strained = ctx.needs_input_grad[:2]
-        return _NoFurther.apply(positions, scale * dx) if moved else None, _NoFurther.apply(cell, scale * dcell) if strained else None, None
-
-
-class _NoFurther(torch.autograd.Function):
-    """The gradient as it is; differentiating it raises, where ``once_differentiable`` might take it for a constant."""
-
-    @staticmethod
-    def forward(ctx, where: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx, _):
-        raise UnsupportedError("ASEEnergy is differentiable only once: ASE calculators have no second derivatives.")

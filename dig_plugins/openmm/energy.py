@@ -8,13 +8,16 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.errors import IncompatibleError
+from dig_core.gradients import with_gradients
 from dig_core.types import Geometry
 
 from .convert import NM_PER_ANGSTROM, check_supported, helix, kelvin, reduced_unit, to_nanometers
 from .platforms import ACCELERATORS, candidates, fastest, present
 
 __all__ = ["OpenMMEnergy"]
+
+_ONCE = "OpenMMEnergy is differentiable only once: OpenMM has no second derivatives. Use TorchPotential.from_system."
 
 
 class OpenMMEnergy:
@@ -104,7 +107,7 @@ class OpenMMEnergy:
         positions = geometry.positions
         if positions.requires_grad and torch.is_grad_enabled():
             self._check(geometry)
-            return _Evaluate.apply(positions, self)
+            return with_gradients(lambda x, _: (*self.energy_and_gradient(x), None), geometry, _ONCE)
         energies, _ = self._evaluate(geometry, gradient=False)
         return torch.from_numpy(energies).to(positions.device)
 
@@ -169,41 +172,6 @@ class OpenMMEnergy:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-
-
-class _Evaluate(torch.autograd.Function):
-    """Positions (B, N, 3) Angstrom -> u (B,), with OpenMM's forces as the derivative."""
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, energy: OpenMMEnergy) -> Tensor:
-        u, gradient = energy.energy_and_gradient(Geometry(positions))
-        ctx.save_for_backward(positions, gradient.to(positions.dtype), u.isfinite())
-        return u
-
-    @staticmethod
-    def backward(ctx, grad_u: Tensor) -> tuple[Tensor, None]:
-        positions, gradient, ok = ctx.saved_tensors
-        # Whatever a loss makes of u = +inf, a failed conformation has no gradient.
-        scale = torch.where(ok, grad_u, 0.0).to(gradient.dtype)
-        return _NoFurther.apply(positions, scale[:, None, None] * gradient), None
-
-
-class _NoFurther(torch.autograd.Function):
-    """The gradient as it is; differentiating it raises.
-
-    torch's ``once_differentiable`` would take it for a constant where the incoming gradient is one, and a loss on forces
-    would silently lose its derivative.
-    """
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx, _):
-        raise UnsupportedError(
-            "OpenMMEnergy is differentiable only once: OpenMM has no second derivatives. Use TorchPotential.from_system."
-        )
 
 
 def _read_forces(state: openmm.State, out: np.ndarray) -> None:
