@@ -44,7 +44,8 @@ def sample_backbones(
     seed: recorded; a fresh one if None. steps: of the sampler; the model's own if None.
     method: "path" or a solver of :mod:`dig_core.sampling.solvers`; if None ancestral draws, of a guided model paths, which carry weights.
     guidance: conditions, such as :class:`~dig_core.sampling.guidance.PropertyGuidance` on variables of :mod:`.collective`. With paths
-        ``log_weight`` makes the ensemble exact for the model's law times their likelihood; other methods follow the condition roughly.
+        ``log_weight`` makes the ensemble exact for the model's law times their likelihood, at any strength: 0 weighs draws of the model
+        as it is, for conditions that are not rare. Other methods follow the condition roughly.
     valid_only: False keeps all draws whose atoms are finite, and says in ``valid`` which are whole.
     check: what is whole; :func:`~.checks.check_backbones`, with other bounds if wanted, by ``functools.partial``.
     most: draws after which to give up, 100 + 10 n if None.

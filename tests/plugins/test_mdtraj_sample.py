@@ -411,6 +411,17 @@ def test_the_pose_of_the_end_is_of_no_consequence():
     torch.testing.assert_close(one.geometry.positions, other.geometry.positions, atol=1e-6, rtol=0)
 
 
+def test_orientations_turn_evenly_along_the_shorter_arc():
+    """Where all orientations are equally likely the flow leaves them alone, and every residue goes by its own geodesic."""
+    start, end = DIG.sample(2, seed=6, steps=5).geometry.positions.split(1)
+    frames = DIG.interpolate(Geometry(start), Geometry(end), 5, steps=3)
+    turns = [DIG.coordinates.encode(x, PROTEIN)[0]["rot"] for x in (Geometry(start), Geometry(end), frames)]
+    whole, space = SO3(8).log(turns[0], turns[1]), SO3(8)
+    assert whole.norm(dim=-1).max() > 2
+    for k in range(5):
+        torch.testing.assert_close(space.log(turns[0], turns[2][k : k + 1]), 0.25 * k * whole, atol=1e-6, rtol=0)
+
+
 def test_given_structures_are_passed_at_their_distance(path):
     assert path.passed.frame.tolist() == [4, 0] and path.passed.distance.max() < 0.005
 
