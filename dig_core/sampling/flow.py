@@ -21,6 +21,9 @@ T_MIN = 1e-3
 _ROWS = 8192
 """Rows of a batched backward pass, to bound memory."""
 
+_MEMORY, _PATIENCE, _ROUNDING = 9, 3, 1e-13
+"""Of inverse steps: rounds that are looked back on, rounds without gain after which to stop, and a gap that is none."""
+
 
 class Tableau(NamedTuple):
     """An explicit Runge-Kutta method: ``stages[i]`` weighs earlier slopes, ``nodes`` are times, ``weights`` the result's."""
@@ -89,19 +92,26 @@ class Flow:
     def inverse(self, state: State, t: Tensor, s: Tensor, rounds: int = 50) -> tuple[State, Tensor]:
         """What :meth:`step` takes from t to ``state`` at s, and the gap (B, D) that is left.
 
-        Fixed-point iteration from the step the other way; a sample stops when its gap no longer halves.
+        Fixed-point iteration from the step the other way, which coarse steps through narrow laws would not let converge, with Anderson's
+        acceleration (doi:10.1145/321296.321305). Each sample keeps its best; one that has not gained in a while is done.
         """
-        found = self.step(state, s, t)
-        gap = self.gap(self.step(found, t, s), state)
+        start = self.step(state, s, t)
+        gap = self.gap(self.step(start, t, s), state)
+        shift, stale = torch.zeros_like(gap), torch.zeros(len(gap), dtype=torch.long, device=gap.device)
+        best, least, shifts, gaps = shift, gap, [shift], [gap]
         for _ in range(rounds):
-            trial = self.shift(found, gap)
-            left = self.gap(self.step(trial, t, s), state)
-            better = left.abs().amax(1) < 0.5 * gap.abs().amax(1)
-            if not bool(better.any()):
+            if bool(((stale > _PATIENCE) | (least.abs().amax(1) < _ROUNDING)).all()):
                 break
-            found = {name: torch.where(_like(better, x), trial[name], x) for name, x in found.items()}
-            gap = torch.where(better[:, None], left, gap)
-        return found, gap
+            shift = _accelerated(shifts, gaps)
+            gap = self.gap(self.step(self.shift(start, shift), t, s), state)
+            better = gap.abs().amax(1) < 0.9 * least.abs().amax(1)
+            best, least = (torch.where(better[:, None], new, old) for new, old in ((shift, best), (gap, least)))
+            stale = torch.where(better, 0, stale + 1)
+            # Where the step is too bent to be looked through, back to the best.
+            lost = ~(gap.abs().amax(1) < 10 * least.abs().amax(1))[:, None]
+            shifts = [*shifts, torch.where(lost, best, shift)][-_MEMORY:]
+            gaps = [*gaps, torch.where(lost, least, gap)][-_MEMORY:]
+        return self.shift(start, best), least
 
     def step_jacobian(self, state: State, t: Tensor, s: Tensor) -> tuple[State, Tensor]:
         """:meth:`step` and its Jacobian (B, D, D). Raises UnsupportedError on spaces that are not flat."""
@@ -192,10 +202,16 @@ class Flow:
         return {name: part.space.rate(shift[name], slope[name]) for name, part in self.process.items()}
 
 
+def _accelerated(points: list[Tensor], gaps: list[Tensor]) -> Tensor:
+    """(B, D) where the gap would vanish, were it linear in the ``points`` seen; at first the latest plus its gap."""
+    if len(points) == 1:
+        return points[0] + gaps[0]
+    moved, changed = (torch.stack([b - a for a, b in zip(x[:-1], x[1:], strict=True)], dim=2) for x in (points, gaps))
+    size = changed.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    share = torch.linalg.pinv((changed / size).nan_to_num(0.0, 0.0, 0.0), rtol=1e-10) @ gaps[-1][:, :, None]
+    return points[-1] + gaps[-1] - ((moved + changed) / size @ share)[..., 0]
+
+
 def _weighted(weights: tuple[float, ...], values: list[Tensor]) -> Tensor:
     terms = [w * v for w, v in zip(weights, values, strict=True) if w]
     return torch.stack(terms).sum(0) if terms else torch.zeros((), dtype=torch.float64)
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (x.dim() - 1))
