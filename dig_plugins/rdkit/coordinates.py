@@ -27,7 +27,7 @@ def internal_coordinates(mol: Chem.Mol, conformers: Geometry, temperature: float
     """Coordinates for a molecule (its first conformer is the reference) from the graph and from rough ``conformers`` (B, N, 3).
 
     Bonds and angles are as wide as MMFF says. Torsions about bonds of rings and about double bonds that turn by less than
-    ``NARROW`` in all conformers, puckering included, get their mean and spread there and leave the torus; the others turn freely, and
+    ``NARROW`` in all conformers, puckering included, get their middle and spread there and leave the torus; the others turn freely, and
     so do the substituents of nitrogens that invert.
     """
     plain = Internal.from_reference(describe(mol), thermal_widths(mol, temperature, variant))
@@ -50,10 +50,16 @@ def internal_coordinates(mol: Chem.Mol, conformers: Geometry, temperature: float
 
 
 def _narrow(torsion: Tensor) -> tuple[float, float] | None:
-    """Mean and spread of angles (B,) that stay within ``NARROW`` of their mean; None of others."""
+    """Middle and spread of angles (B,) that stay within ``NARROW`` of their mean; None of others.
+
+    The middle of their range, not the mean: a ring's pucker and its mirror image then lie equally far out, however often either came.
+    """
     mean = torch.atan2(torsion.sin().mean(), torsion.cos().mean())
     gap = wrap(torsion - mean)
-    return (float(mean), max(_LEAST, float(gap.square().mean().sqrt()))) if float(gap.abs().max()) < NARROW else None
+    middle = 0.5 * (gap.min() + gap.max())
+    if float(gap.abs().max()) >= NARROW:
+        return None
+    return float(wrap(mean + middle)), max(_LEAST, float((gap - middle).square().mean().sqrt()))
 
 
 def _double_bonds(mol: Chem.Mol) -> set[frozenset[int]]:
