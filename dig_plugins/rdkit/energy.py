@@ -11,7 +11,8 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers as forcefields
 from torch import Tensor
 
-from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.errors import IncompatibleError
+from dig_core.gradients import with_gradients
 from dig_core.types import Geometry
 
 from .check import check_parameters
@@ -24,6 +25,7 @@ GAS_CONSTANT = 1.380649e-23 * 6.02214076e23 / 4184
 VARIANTS = ("MMFF94", "MMFF94s")
 _MILLIDYNE = 143.9325  # kcal/mol/Angstrom^2 in a mdyn/Angstrom, and per rad^2 in a mdyn Angstrom/rad^2, as MMFF94 rounds it
 _FAR = 1e6  # Angstrom: no cutoff
+_ONCE = "MMFFEnergy is differentiable only once: RDKit has no second derivatives."
 
 
 class MMFFEnergy:
@@ -68,7 +70,7 @@ class MMFFEnergy:
         positions = geometry.positions
         if positions.requires_grad and torch.is_grad_enabled():
             self._check(geometry)
-            return _Evaluate.apply(positions, self)
+            return with_gradients(lambda x, _: (*self.energy_and_gradient(x), None), geometry, _ONCE)
         return self._evaluate(geometry, gradient=False)[0].to(positions.device)
 
     def energy_and_gradient(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -177,32 +179,3 @@ class _Field:
             if gradient:
                 slopes[i] = self.field.CalcGrad()
         return energies, slopes
-
-
-class _Evaluate(torch.autograd.Function):
-    """Positions (B, N, 3) Angstrom -> u (B,), with MMFF's gradient as the derivative."""
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, energy: MMFFEnergy) -> Tensor:
-        u, gradient = energy.energy_and_gradient(Geometry(positions))
-        ctx.save_for_backward(positions, gradient.to(positions.dtype), u.isfinite())
-        return u
-
-    @staticmethod
-    def backward(ctx, grad_u: Tensor) -> tuple[Tensor, None]:
-        positions, gradient, ok = ctx.saved_tensors
-        # Whatever a loss makes of u = +inf, a failed structure has no gradient.
-        scale = torch.where(ok, grad_u, 0.0).to(gradient.dtype)[:, None, None]
-        return _NoFurther.apply(positions, scale * gradient), None
-
-
-class _NoFurther(torch.autograd.Function):
-    """The gradient as it is; differentiating it raises, where ``once_differentiable`` might take it for a constant."""
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx, _):
-        raise UnsupportedError("MMFFEnergy is differentiable only once: RDKit has no second derivatives.")
