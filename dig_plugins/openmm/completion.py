@@ -90,7 +90,7 @@ def complete(
         raise IncompatibleError(f"expected restraint >= 0 in kJ/mol/nm^2 and steps > 0, got {restraint} and {steps}.")
     seed = as_seed(seed)
     chains = build(descriptor, disulfides=disulfides)
-    relax = _relaxer(chains, descriptor, force_field, restraint, steps, platform, threads)
+    relax, chains = _relaxer(chains, descriptor, force_field, restraint, steps, platform, threads)
     alpha = chains.index[residues(descriptor).atoms[:, 1]]
     positions = np.full((len(given), chains.topology.getNumAtoms(), 3), np.nan)
     table, failures = np.full((4, len(given)), np.nan), {}
@@ -111,16 +111,18 @@ def complete(
     return Completed(chains.topology, chains.index, positions, *table, failures, seed, relax.platform_name)
 
 
-def _relaxer(chains: SideChains, descriptor: Descriptor, force_field, restraint, steps, platform, threads) -> Relaxer:
+def _relaxer(chains: SideChains, descriptor: Descriptor, force_field, restraint, steps, platform, threads) -> tuple[Relaxer, SideChains]:
+    """What relaxes structures of the sequence, and its side chains as the force field has them where nothing is in their way."""
     try:
         system = app.ForceField(*force_field).createSystem(chains.topology, nonbondedMethod=app.NoCutoff, constraints=None)
     except (ValueError, OSError) as error:
         raise IncompatibleError(f"{', '.join(force_field)} cannot describe the sequence as it was built: {error}") from error
     start = to_nanometers(Geometry(chains.put(extended(descriptor).positions)))[0]
     system = native_born(system, start)
-    return Relaxer(
+    relax = Relaxer(
         system, chains.topology, chains.index.tolist(), start, restraint=restraint, steps=steps, platform=platform, threads=threads
     )
+    return relax, chains.like(to_geometry(relax.part(start, 0)).positions[0])
 
 
 def _away(chains: SideChains, alpha: Tensor, moved: Tensor) -> str | None:

@@ -11,6 +11,7 @@ import openmm
 import torch
 from openmm import app, unit
 
+from dig_core.coordinates.measure import angle
 from dig_core.errors import IncompatibleError, UnsupportedError
 
 from .convert import label
@@ -27,8 +28,8 @@ _SOFT, _REPULSION, _WEAK = 0.75, 500.0, (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _HOT, _STEPS, _TRIES = 600.0, 150, 3
 """K and femtoseconds of each of those, and tries in all."""
 
-_CLOSE, _STRETCHED = 0.6, 0.025
-"""What counts as a failure: strangers nearer than this share of their diameter, a bond this many nm off its rest length."""
+_CLOSE, _STRETCHED, _BENT = 0.6, 0.025, 35.0
+"""What counts as a failure: strangers nearer than this share of their diameter, a bond this many nm or an angle this many degrees off."""
 
 _TOLERANCE = 10.0  # kJ/mol/nm, as LocalEnergyMinimizer's own
 _HELD, _FREE = 31, 0x7FFFFFFF
@@ -49,11 +50,11 @@ class Relaxer:
     """Minimises structures of one System, one after the other.
 
     Atoms that overlap have forces without direction or measure, so structures first relax among bonded forces and a weak repulsion of
-    strangers, hot for a while where that does not part them (a bond through a ring); ``steps`` in the force field follow.
+    strangers; ``steps`` in the force field follow. What is then wrong (a bond through a ring) is tried again, hot for a while at first.
 
     Parameters
     ----------
-    system, topology: of M atoms, with a NonbondedForce and a HarmonicBondForce, as Amber's and CHARMM's are.
+    system, topology: of M atoms, with a NonbondedForce and harmonic bonds and angles, as Amber's and CHARMM's are.
     held: indices of the atoms tied to where they start by ``restraint`` (kJ/mol/nm^2) (x - x0)^2 / 2.
     positions: (M, 3) nm, any structure, to compare platforms with.
     platform, threads: as in OpenMMEnergy.
@@ -63,7 +64,8 @@ class Relaxer:
         self, system: openmm.System, topology: app.Topology, held: Sequence[int], positions: np.ndarray, *,
         restraint: float, steps: int, platform: str = "auto", threads: int | None = None,
     ):  # fmt: skip
-        self._bonded, self._strangers, self._names = _bonds(system), _Strangers(system, topology), list(topology.atoms())
+        self._bonded, self._angles = _terms(system, openmm.HarmonicBondForce, 2), _terms(system, openmm.HarmonicAngleForce, 3)
+        self._strangers, self._names = _Strangers(system, topology), list(topology.atoms())
         self._held, self._steps = [int(i) for i in held], int(steps)
         gentle = _without_nonbonded(system)
         gentle.addForce(self._strangers.repulsion())
@@ -91,26 +93,28 @@ class Relaxer:
         if not np.isfinite(positions).all():
             return Relaxed(positions, np.nan, np.nan, "the positions are not finite.")
         before = self._energy(positions)
-        for tie, context in zip(self._ties, (self._gentle, self._full), strict=True):
-            for number, atom in enumerate(self._held):
-                tie.setParticleParameters(number, atom, positions[atom].tolist())
-            tie.updateParametersInContext(context)
-        here = positions
-        try:
-            for attempt in range(_TRIES):
-                here = self._part(positions, seed + attempt, hot=attempt > 0)
-                if self.trouble(here) is None:
-                    break
-            self._full.setPositions(here)
-            openmm.LocalEnergyMinimizer.minimize(self._full, _TOLERANCE, self._steps)
-            here = _positions(self._full)
-        except openmm.OpenMMException as error:
-            return Relaxed(here, before, np.nan, f"OpenMM: {error}")
-        after = self._energy(here)
-        return Relaxed(here, before, after, self.trouble(here) if np.isfinite(after) else "the energy is not finite.")
+        self._tie(1, self._full, positions)
+        found = Relaxed(positions, before, np.nan, "the energy is not finite.")
+        for attempt in range(_TRIES):
+            last = attempt == _TRIES - 1
+            try:
+                here = self.part(positions, _TRIES * seed + attempt, hot=attempt > 0)
+                if self.trouble(here) is not None and not last:
+                    continue
+                self._full.setPositions(here)
+                openmm.LocalEnergyMinimizer.minimize(self._full, _TOLERANCE, self._steps)
+                here = _positions(self._full)
+            except openmm.OpenMMException as error:
+                found = found._replace(failure=f"OpenMM: {error}")
+                continue
+            after = self._energy(here)
+            found = Relaxed(here, before, after, self.trouble(here) if np.isfinite(after) else "the energy is not finite.")
+            if found.failure is None:
+                break
+        return found
 
     def trouble(self, positions: np.ndarray) -> str | None:
-        """The worst stretched bond, or pair of strangers too close to each other, of (M, 3) nm; None if there is none."""
+        """The worst bond or angle, or pair of strangers too close to each other, of (M, 3) nm; None if all are well."""
         if not np.isfinite(positions).all():
             return "the positions are not finite."
         atoms, lengths = self._bonded
@@ -119,6 +123,11 @@ class Relaxer:
         if abs(off[worst]) > _STRETCHED:
             first, second = (label(self._names[a]) for a in atoms[worst])
             return f"the bond of {first} and {second} is {10 * off[worst]:+.2f} Angstrom off its rest length."
+        triples, rest = self._angles
+        bent = np.degrees(angle(torch.as_tensor(positions)[None], triples)[0].numpy() - rest)
+        worst = int(np.abs(bent).argmax())
+        if abs(bent[worst]) > _BENT:
+            return f"the angle at {label(self._names[triples[worst, 1]])} is {bent[worst]:+.0f} degrees off its rest value."
         pair = self._strangers.closest(positions)
         if pair is None:
             return None
@@ -126,9 +135,10 @@ class Relaxer:
         gap = 10 * float(np.linalg.norm(positions[pair[0]] - positions[pair[1]]))
         return f"{first} and {second} do not part: they stand {gap:.2f} Angstrom from each other."
 
-    def _part(self, positions: np.ndarray, seed: int, *, hot: bool) -> np.ndarray:
-        """Structure (M, 3) nm without overlaps, if all goes well."""
+    def part(self, positions: np.ndarray, seed: int, *, hot: bool = False) -> np.ndarray:
+        """(M, 3) nm without overlaps, if all goes well: of bonded forces and repulsion only."""
         context = self._gentle
+        self._tie(0, context, positions)
         context.setPositions(positions)
         for number, strength in enumerate(_WEAK if hot else ()):
             context.setParameter("repulsion", strength)
@@ -140,6 +150,11 @@ class Relaxer:
         context.setParameter("repulsion", _REPULSION)
         openmm.LocalEnergyMinimizer.minimize(context, _TOLERANCE, 300)
         return _positions(context)
+
+    def _tie(self, which: int, context: openmm.Context, positions: np.ndarray) -> None:
+        for number, atom in enumerate(self._held):
+            self._ties[which].setParticleParameters(number, atom, positions[atom].tolist())
+        self._ties[which].updateParametersInContext(context)
 
     def _energy(self, positions: np.ndarray) -> float:
         try:
@@ -215,11 +230,14 @@ def _of_kind(system: openmm.System, kind: type):
     return found[0]
 
 
-def _bonds(system: openmm.System) -> tuple[np.ndarray, np.ndarray]:
-    """(K, 2) atoms and (K,) rest lengths, nm."""
-    force = _of_kind(system, openmm.HarmonicBondForce)
-    rows = [force.getBondParameters(number) for number in range(force.getNumBonds())]
-    return np.array([row[:2] for row in rows]), np.array([row[2].value_in_unit(unit.nanometer) for row in rows])
+def _terms(system: openmm.System, kind: type, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K, size) atoms and (K,) rest values, nm or rad, of the bonds or angles."""
+    force = _of_kind(system, kind)
+    if size == 2:
+        rows = [force.getBondParameters(number) for number in range(force.getNumBonds())]
+    else:
+        rows = [force.getAngleParameters(number) for number in range(force.getNumAngles())]
+    return np.array([row[:size] for row in rows]), np.array([row[size].value_in_unit_system(unit.md_unit_system) for row in rows])
 
 
 def _positions(context: openmm.Context) -> np.ndarray:

@@ -28,6 +28,10 @@ _NAMES = {letter: name for name, letter in LETTERS.items()}
 
 # Angstrom and degrees: bonds, angles and torsions of C-N, N-CA, CA-C in an extended chain, Engh and Huber (1991) as in dig_core.
 _LINKS = ((1.329, 116.6, 140.0), (1.458, 121.7, 180.0), (1.525, 111.0, -120.0))
+_RING = -65.0
+"""phi that proline's ring asks for."""
+_CARBOXYL = (1.25, 117.0)
+"""The second oxygen of an end, in the plane of the first. PDBFixer's own is sometimes pushed to the wrong side."""
 _APART = 50.0
 """Angstrom between the pieces of a chain that are not bonded to each other, where they are built."""
 
@@ -52,6 +56,10 @@ class SideChains(NamedTuple):
         whole[:, self.places[:, 0]] = j + (self.offsets[..., None] * axes).sum(-2)
         return whole
 
+    def like(self, positions: Tensor) -> SideChains:
+        """The same with side chains as they are in (M, 3) Angstrom."""
+        return self._replace(offsets=offset(positions[None], self.places)[0])
+
 
 def build(descriptor: Descriptor, *, disulfides: Sequence[tuple[int, int]] = (), seed: int = 0) -> SideChains:
     """All atoms of a sequence, built once on an extended chain by PDBFixer: heavy atoms, then hydrogens at pH 7.
@@ -75,20 +83,26 @@ def build(descriptor: Descriptor, *, disulfides: Sequence[tuple[int, int]] = (),
     found = fixer.topology
     index = _rename(found, descriptor)
     places = _places(found, descriptor, index)
-    built = to_geometry(fixer.positions).positions
-    return SideChains(found, index, places, offset(built, places)[0])
+    offsets = offset(to_geometry(fixer.positions).positions, places)[0]
+    names = [atom.name for atom in found.atoms()]
+    length, theta = _CARBOXYL[0], math.radians(_CARBOXYL[1])
+    for row, atom in enumerate(places[:, 0].tolist()):
+        if names[atom] == "OXT":
+            offsets[row] = length * torch.tensor([-math.cos(theta), -math.sin(theta), 0.0])
+    return SideChains(found, index, places, offsets)
 
 
 def extended(descriptor: Descriptor) -> Geometry:
-    """(1, A, 3) Angstrom: every piece of a chain stretched out in ideal geometry, phi -120 and psi 140 degrees, pieces apart."""
+    """(1, A, 3) Angstrom: every piece of a chain stretched out in ideal geometry, phi -120 (proline -65), psi 140 degrees, pieces apart."""
     known = residues(descriptor)
     placed = torch.zeros(1, descriptor.n_atoms, 3, dtype=torch.float64)
     ideal = Backbone().ideal.double()
-    links = [[torch.tensor([[x]], dtype=torch.float64) for x in (b, math.radians(a), math.radians(t))] for b, a, t in _LINKS]
     piece, chain = 0, []
     for r, tied in enumerate([False, *known.follows().tolist()]):
         if tied:
-            for link in links:
+            for number, (bond, theta, torsion) in enumerate(_LINKS):
+                turn = _RING if number == 2 and RESIDUES[int(known.kind[r])] == "P" else torsion
+                link = (torch.tensor([[x]], dtype=torch.float64) for x in (bond, math.radians(theta), math.radians(turn)))
                 chain.append(extend(*chain[-3:], *link))
         else:
             chain = [(ideal[k] + torch.tensor([0.0, _APART * piece, 0.0])).view(1, 1, 3) for k in range(3)]

@@ -13,7 +13,7 @@ import torch
 
 import dig_plugins
 from dig_core.coordinates.backbone import Backbone
-from dig_core.coordinates.measure import dihedral
+from dig_core.coordinates.measure import angle, dihedral
 from dig_core.diffusion.rotations import rotation_matrix
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.system.protein import BACKBONE, RESIDUES, ideal_residue, protein, residues
@@ -241,7 +241,66 @@ def test_the_native_solvent_has_the_same_energy_and_others_stay_as_they_are():
         assert "GBSAOBCForce" not in both(file, **options)[0]
 
 
-# Completion: PDBFixer builds the sequence.
+# Relaxation and completion; PDBFixer builds the sequence.
+
+
+def relaxer(topology: app.Topology, system: openmm.System, positions: np.ndarray, held=(), restraint: float = 1000.0):
+    from dig_plugins.openmm.relaxation import Relaxer
+
+    return Relaxer(system, topology, held, positions, restraint=restraint, steps=200, platform="Reference")
+
+
+def test_what_is_wrong_with_a_structure_is_said_of_its_atoms():
+    topology, system, positions = peptide()
+    relax = relaxer(topology, system, positions)
+    assert relax.trouble(positions) is None
+    assert relax.trouble(np.full_like(positions, np.nan)) == "the positions are not finite."
+    methyl, stretched, bent = positions[38] - positions[36], positions.copy(), positions.copy()
+    stretched[38:] += 0.05 * methyl / np.linalg.norm(methyl)
+    told = relax.trouble(stretched)
+    assert told is not None and all(word in told for word in ("N in NME5", "C in NME5", "+0.5"))
+    bent[9] = 2 * bent[8] - bent[9]
+    assert "the angle at atom 8 (CA in ALA2)" in str(relax.trouble(bent))
+
+
+def test_molecules_in_each_other_are_a_failure_though_all_their_bonds_are_well():
+    topology, _, positions = peptide()
+    both = app.Modeller(topology, positions * unit.nanometer)
+    both.add(topology, (positions + 0.05) * unit.nanometer)
+    system = app.ForceField("amber14-all.xml").createSystem(both.topology)
+    relax = relaxer(both.topology, system, np.concatenate([positions, positions + 0.05]))
+    assert "do not part" in str(relax.trouble(np.concatenate([positions, positions + 0.05])))
+    assert relax.trouble(np.concatenate([positions, positions + 3.0])) is None
+
+
+def test_overlaps_are_parted_and_a_stiffer_restraint_holds_better():
+    """Hydrogens of all three side chains begin on the alpha carbons."""
+    (topology, system, positions), rng = peptide(), np.random.default_rng(2)
+    held, moved, start = backbone_descriptor(topology).index.tolist(), [], positions.copy()
+    for first in (13, 23, 33):
+        start[first : first + 3] = start[first - 5] + 0.003 * rng.standard_normal((3, 3))
+    for restraint in (100.0, 10_000.0):
+        relax = relaxer(topology, system, positions, held, restraint)
+        found, best = relax(start, seed=1), relax(positions, seed=1)
+        assert found.failure is None and found.before > 1e4 and found.after == pytest.approx(best.after, abs=2)
+        moved.append(np.linalg.norm(found.positions[held] - start[held], axis=1).max())
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_ends_and_rings_are_built_as_they_are():
+    """The second oxygen of an end opposite to the first, proline's ring closed; both have been built otherwise on this sequence."""
+    pytest.importorskip("pdbfixer")
+    from dig_plugins.openmm.sidechains import build, extended
+
+    descriptor = protein("YYDPETGTWY")
+    chains = build(descriptor)
+    points = chains.put(extended(descriptor).positions)
+    members = [{atom.name: atom.index for atom in residue.atoms()} for residue in chains.topology.residues()]
+    last, ring = members[-1], members[3]
+    across = angle(points, [(last["O"], last["C"], last["OXT"]), (ring["CA"], ring["N"], ring["CD"])])[0]
+    assert math.degrees(float(across[0])) == pytest.approx(123, abs=3)
+    assert math.degrees(float(across[1])) == pytest.approx(112, abs=20)
+    assert abs(math.degrees(float(dihedral(points, [[last[k] for k in ("CA", "O", "C", "OXT")]])))) == pytest.approx(180, abs=1)
 
 
 @functools.cache
