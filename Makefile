@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= openmm,openmmtools,ase,pymatgen,mdtraj,rdkit,viz,dev
+EXTRAS ?= openmm,openmmtools,pdbfixer,ase,pymatgen,mdtraj,rdkit,viz,dev
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 comma := ,
 BIN := $(VENV)/bin

@@ -142,8 +142,9 @@ class Denoising:
     """Denoising score matching on ``frames`` as an :class:`Objective`.
 
     ``blended`` uses forces where the frames have them; ``spread_weight`` multiplies the variance loss; ``company`` further frames
-    help every frame to its target (:func:`averaged`), which pays where states have few dimensions. Raises IncompatibleError for
-    fewer than 2 frames, for frames that are not finite and for negative weights.
+    help every frame to its target (:func:`averaged`), which pays where states have few dimensions. ``between``: times that half of
+    the batch is drawn from on top, those at which states part, for example. Raises IncompatibleError for fewer than 2 frames, for
+    frames that are not finite and for negative weights.
     """
 
     frames: Frames
@@ -151,6 +152,7 @@ class Denoising:
     blended: bool = True
     spread_weight: float = 0.1
     company: int = 0
+    between: tuple[float, float] | None = None
 
     def __post_init__(self):
         if len(self.frames) < 2:
@@ -163,13 +165,20 @@ class Denoising:
 
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(self.frames), (batch,), generator=order)
-        times = stratified_times(batch, order)
+        times = self._times(batch, order)
         others = torch.randint(len(self.frames), (batch, self.company), generator=order) if self.company else None
         company = None if others is None else self.frames.take(others)
         loss = denoising_loss(
             model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher, company=company
         )
         return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
+
+    def _times(self, batch: int, order: torch.Generator) -> Tensor:
+        if self.between is None:
+            return stratified_times(batch, order)
+        low, high = self.between
+        half = batch // 2
+        return torch.cat([stratified_times(batch - half, order), low + (high - low) * stratified_times(half, order)])
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
         """Unweighted losses over all frames, with the same times and noise at every call."""

@@ -33,18 +33,19 @@ _HOT, _RELAXING = 0.3, 40
 
 @dataclass(frozen=True)
 class Denoise:
-    """Stage: denoising score matching on the frames at hand, blended with their forces; ``company`` as of :class:`Denoising`."""
+    """Stage: denoising score matching on the frames at hand, blended with their forces; the rest as of :class:`Denoising`."""
 
     config: LoopConfig = LoopConfig()
     blended: bool = True
     company: int = 0
+    between: tuple[float, float] | None = None
     name: str = field(default="denoise", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
         """The model trained on ``progress.frames``."""
         if progress.frames is None:
             raise IncompatibleError("this stage needs frames: pass frames= to fit, or anneal first.")
-        objective = Denoising(progress.frames, progress.dig.descriptor, self.blended, company=self.company)
+        objective = Denoising(progress.frames, progress.dig.descriptor, self.blended, company=self.company, between=self.between)
         found = train(progress, objective, self.config, task, self.name)
         row = {"stage": self.name, "frames": len(progress.frames), **_last(found)}
         return dataclasses.replace(progress, history=[*progress.history, row], finished=found.finished)

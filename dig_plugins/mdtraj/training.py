@@ -37,6 +37,7 @@ __all__ = ["fit_backbones", "untrained_backbones"]
 
 _STEPS = 24  # of the sampler
 _CLIP = 1e4  # of the gradient, which sums over residues
+_PARTING = (0.55, 0.95)  # of time, about 4 to 100 Angstrom
 _COMPARED = 100  # frames among which the most central one is looked for
 
 
@@ -58,7 +59,8 @@ def untrained_backbones(descriptor: Descriptor, *, any_protein: bool = False, se
 def fit_backbones(
     data: Backbones | tuple[Descriptor, Frames] | Sequence[Backbones | tuple[Descriptor, Frames]],
     model: DiG | str | Path | None = None, *, held_out: Sequence[int] = (), steps: int = 3000, batch: int = 8, rate: float = 1e-3,
-    longest: int = 128, physics: int = 0, out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
+    longest: int = 128, apart: int = 0, physics: int = 0,
+    out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
     **network,
 ) -> Fitted:  # fmt: skip
     """Train on backbones: a model of that protein if there is one, of any protein if there are several.
@@ -73,6 +75,8 @@ def fit_backbones(
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
     longest: of several proteins, residues of the parts that are trained on.
+    apart: of one protein, further steps with half of the times from those at which its states part, noise of 4 to 100 Angstrom: where
+        draws crowd in the middle of what was trained on.
     physics: of one protein with forces, further steps on the Fokker-Planck equation and the forces at its edge (PIDP, article eq. 4).
         Forces on frames are the mean force only on average over what the frames forget.
     out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
@@ -84,8 +88,8 @@ def fit_backbones(
     several = [data] if isinstance(data, Backbones) or _is_pair(data) else list(data)  # type: ignore[arg-type]
     if not several:
         raise IncompatibleError("expected the backbones of one protein or of several, got none.")
-    if len(several) > 1 and (physics or len(held_out)):
-        raise IncompatibleError("physics and held_out are for one protein, got several: train on one.")
+    if len(several) > 1 and (physics or apart or len(held_out)):
+        raise IncompatibleError("apart, physics and held_out are for one protein, got several: train on one.")
     began, seed = time.monotonic(), as_seed(seed)
     systems = [one if _is_pair(one) else (_central(one), _frames(one)) for one in several]  # type: ignore[union-attr, misc]
     dig = _begun(model, systems, seed % 2**31, network)
@@ -93,7 +97,7 @@ def fit_backbones(
     some = max(1, steps // 20)
     config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
     done = (
-        _one(dig, systems[0][1], held_out, config, physics, out, seed % 2**31, progress)
+        _one(dig, systems[0][1], held_out, config, apart, physics, out, seed % 2**31, progress)
         if len(systems) == 1 else _several(dig, systems, longest, config, out, seed % 2**31, progress)
     )  # fmt: skip
     if done.finished:
@@ -134,7 +138,8 @@ def _begun(model: DiG | str | Path | None, systems: list[tuple[Descriptor, Frame
 
 
 def _one(
-    dig: DiG, frames: Frames, held_out: Sequence[int], config: LoopConfig, physics: int, out: Path | None, seed: int, progress: bool | None
+    dig: DiG, frames: Frames, held_out: Sequence[int], config: LoopConfig, apart: int, physics: int, out: Path | None, seed: int,
+    progress: bool | None,
 ) -> Progress:  # fmt: skip
     """Trained on one protein, by the stages that any system is trained by."""
     if physics and frames.force is None:
@@ -142,9 +147,11 @@ def _one(
     aside = torch.zeros(len(frames), dtype=torch.bool)
     aside[torch.as_tensor(list(held_out), dtype=torch.long)] = True
     stages: list[Stage] = [Denoise(config)]
+    if apart:
+        later = dataclasses.replace(config, steps=apart, rate=0.6 * config.rate, every=max(1, apart // 10))
+        stages.append(Denoise(later, between=_PARTING))
     if physics:
-        slower = dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))
-        stages.append(Physics(slower))
+        stages.append(Physics(dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))))
     return run_stages(
         dig, stages, frames=frames.take((~aside).nonzero()[:, 0]), validation=frames.take(aside.nonzero()[:, 0]) if aside.any() else None,
         directory=None if out is None else out / "stages", seed=seed, progress=progress,

@@ -34,12 +34,12 @@ HELD_OUT = ("P02911", "P0AEQ3")
 
 
 class Model(NamedTuple):
-    """A recipe: ``read`` finds the data in a directory; ``steps`` of ``batch`` structures; options of the network; its card."""
+    """A recipe: ``read`` finds the data in a directory; ``steps`` of ``batch`` structures, ``apart`` as of fit_backbones; its card."""
 
     read: Callable[[Path], Backbones | Sequence[tuple[Descriptor, Frames]]]
     steps: int
     batch: int
-    network: dict
+    apart: int
     card: Card
 
 
@@ -87,7 +87,7 @@ def _trajectory(*names: str) -> Callable[[Path], Backbones]:
 
 MODELS = {
     "adenylate-kinase": Model(
-        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 5000, 4, {},
+        _trajectory("adk/adk_dims.dcd", "adk/adk.psf"), 5000, 4, 2000,
         Card(
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
@@ -96,7 +96,7 @@ MODELS = {
         ),
     ),
     "ubiquitin": Model(
-        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 2500, 8, {},
+        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 2500, 8, 0,
         Card(
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
@@ -104,7 +104,7 @@ MODELS = {
         ),
     ),
     "fs-peptide": Model(
-        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 2000, 24, {},
+        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 2000, 24, 0,
         Card(
             name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues", temperature=400.0,
             energy="100 frames of molecular dynamics at 400 K (McGibbon, msmb_data, CC-BY)",
@@ -112,7 +112,7 @@ MODELS = {
         ),
     ),
     "backbones": Model(
-        pairs, 5000, 4, {"members": None},
+        pairs, 5000, 4, 0,
         Card(
             name="backbones", system="any protein backbone of which one structure is given",
             energy="both known states of six proteins (bioemu-benchmarks, CDLA-Permissive-2.0)",
@@ -138,7 +138,7 @@ def main() -> None:
     data = recipe.read(given.data)
     aside = withheld(len(data.geometry.positions)) if isinstance(data, Backbones) else ()
     found = fit_backbones(
-        data, held_out=aside, steps=given.steps or recipe.steps, batch=recipe.batch, out=given.out, seed=given.seed, **recipe.network
+        data, held_out=aside, steps=given.steps or recipe.steps, batch=recipe.batch, apart=recipe.apart, out=given.out, seed=given.seed
     )
     if not found.finished:
         raise SystemExit("stopped: run the same command again to go on.")
