@@ -16,6 +16,8 @@ def test_example(script):
         pytest.importorskip("ase")
     if script.stem.startswith("carbon"):
         pytest.importorskip("pymatgen")
+    if script.stem.startswith("protein"):
+        pytest.importorskip("mdtraj")
     done = subprocess.run([sys.executable, str(script), "--fast"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

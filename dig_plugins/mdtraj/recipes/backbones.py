@@ -106,7 +106,7 @@ MODELS = {
     "fs-peptide": Model(
         _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 2000, 24, 0,
         Card(
-            name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues", temperature=400.0,
+            name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues at 400 K",
             energy="100 frames of molecular dynamics at 400 K (McGibbon, msmb_data, CC-BY)",
             intended_use="helices that fold and unfold", limits="learned from 100 frames",
         ),
