@@ -21,10 +21,12 @@ from .graphormer import attention, modulated_norm, split_heads
 __all__ = ["BackboneGraphormer"]
 
 _APART = 32  # residue numbers further apart than this look alike
-_ANGLE = (0.03, 2.3)  # rad an axis: orientations noised by the latter are even to 1 %
+_ANGLE = (0.03, 9.8)  # rad an axis; so that orientations fade together with positions, and are even long before the end
 _TOLD = 9  # features of what a residue is told
 _FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
-_SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -5.0), "brownian": Geometric(0.01, 3.5)}
+_SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -10.0), "brownian": Geometric(0.01, 150.0)}
+"""In units of ``scale``. What is left of a structure at the end counts with the number of residues: 35 Angstrom, where the article's code
+ends, would still tell which state a protein is in (benchmarks/frames.py)."""
 
 
 class BackboneGraphormer(nn.Module):
@@ -43,8 +45,8 @@ class BackboneGraphormer(nn.Module):
     ----------
     width, heads, layers, ffn: of the transformer. pair: width of the pair representation; heard: how much of it is listened to.
     basis: Gaussians of the distance.
-    process: ``"ou"``, the article's variance-preserving process of alpha carbons, or ``"brownian"``, that of its code (0.1 to
-        35 Angstrom). Orientations perform Brownian motion either way.
+    process: ``"ou"``, the article's variance-preserving process of alpha carbons, or ``"brownian"``, that of its code, on to
+        1,500 Angstrom. Orientations perform Brownian motion either way.
     members: number of residues, for a model of one protein: each then has an embedding of its own. None: for any protein.
     reference: whether the descriptor's reference structure is read.
     single, couple: widths of the descriptor's embeddings, 0 if there are none.
@@ -104,7 +106,7 @@ class BackboneGraphormer(nn.Module):
         known, t, like = residues(descriptor), t.reshape(-1), self.norm.weight
         pos = state["pos"] / torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t)).reshape(-1, 1, 1)
         pos, turn = pos.to(like), rotation_matrix(state["rot"]).to(like)
-        time = self.time(t)
+        time = self.time(self._clock(t))
         active, x = F.silu(time), self._residues(known, descriptor)
         pair = self._pairs(pos, turn, x, active, known, descriptor)
         first, *biases, last = self._biases(pair)
@@ -116,6 +118,10 @@ class BackboneGraphormer(nn.Module):
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias, pos, turn, active)
         return self._read(self.norm(x), last, pos, turn, told, t)
+
+    def _clock(self, t: Tensor) -> Tensor:
+        """(T,) what the network knows of the time: the log signal-to-noise ratio of positions, which no schedule changes."""
+        return (10.0 - 2 * torch.log(self.schedule.alpha(t) / self.schedule.sigma(t))) / 15.0
 
     def _signal(self, t: Tensor) -> Tensor:
         """(T, 1, 1) how large the clean structure is in the positions that the network sees."""

@@ -35,9 +35,9 @@ from .observables import pairwise_rmsd
 
 __all__ = ["fit_backbones", "untrained_backbones"]
 
-_STEPS = 24  # of the sampler
+_STEPS = 40  # of the sampler
 _CLIP = 1e4  # of the gradient, which sums over residues
-_PARTING = (0.55, 0.95)  # of time, about 4 to 100 Angstrom
+_PARTING = (0.4, 0.8)  # of time, about 4 to 200 Angstrom
 _COMPARED = 100  # frames among which the most central one is looked for
 
 
@@ -75,7 +75,7 @@ def fit_backbones(
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
     longest: of several proteins, residues of the parts that are trained on.
-    apart: of one protein, further steps with half of the times from those at which its states part, noise of 4 to 100 Angstrom: where
+    apart: of one protein, further steps with half of the times from those at which its states part, noise of 4 to 200 Angstrom: where
         draws crowd in the middle of what was trained on.
     physics: of one protein with forces, further steps on the Fokker-Planck equation and the forces at its edge (PIDP, article eq. 4).
         Forces on frames are the mean force only on average over what the frames forget.
