@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
-from common import Figure, Findings, Options, Table, command_line, number, per_call
+from common import Figure, Findings, Options, Table, command_line, number
 from frames_laws import DOUBLE, Impulses, Noise, Shapes, algorithm_5, angles, released, swing_squared
 from torch import Tensor
 
@@ -43,11 +42,11 @@ MIXED, LARGE = ("OU, Cosine", CODE[0]), 214
 
 
 def measure(options: Options) -> Findings:
-    """Variances of single laws, then shapes, then what noise leaves of large ones, and what kernels cost."""
+    """Variances of single laws, then shapes, then what the last noise leaves of a large one."""
     errors = [*position_errors(options), *orientation_errors(options)]
     mixed = mixture_table(options)
     tables = [variance_table("positions", POSITIONS, errors), variance_table("orientations", ORIENTATIONS, errors), released_table(options),
-              mixed, large_table(options), kernel_table(options)]  # fmt: skip
+              mixed, large_table(options)]  # fmt: skip
     figures = [variance_figure(name, errors, among) for among in (ADVISED, CODE) for name in SOLVERS]
     notes = [
         f"Positions: a normal law of {WIDTH * SCALE:g} Å an axis. Solvers are linear there, and unit impulses of each draw add up to the "
@@ -249,22 +248,6 @@ def _ball(rng: torch.Generator) -> Tensor:
     """Half of the residues, evenly in a ball of 18 Angstrom."""
     way = torch.randn(LARGE // 2, 3, generator=rng, dtype=DOUBLE)
     return 18 * torch.rand(LARGE // 2, 1, generator=rng, dtype=DOUBLE) ** (1 / 3) * way / way.norm(dim=1, keepdim=True)
-
-
-# Speed ---------------------------------------------------------------------------------------------------------------------
-
-
-def kernel_table(options: Options) -> Table:
-    """Brownian motion of the orientations of eight proteins, noise of one level and of as many as proteins."""
-    space, rows = SO3(214), []
-    raw = Noise(8, options.seed).normal(8, 214, 3, dtype=DOUBLE)
-    for label, levels in {"0.05": (0.05, 0.05), "0.5": (0.5, 0.5), "1.5": (1.5, 1.5), "0.02 to 2.3": (0.02, 2.3)}.items():
-        sigma = torch.linspace(*levels, 8, dtype=DOUBLE)[:, None, None]
-        gap = space.heat_step(raw, sigma)
-        laws = space.heat_score, space.log_heat, space.log_normal
-        calls = [partial(space.heat_step, raw, sigma), *(partial(law, gap, sigma**2) for law in laws)]
-        rows.append([label, *(1000 * per_call(call, options.size(15, 2)) for call in calls)])
-    return Table("Kernels, ms for 8 x 214 rotations", ["sigma, rad", "heat_step", "heat_score", "log_heat", "log_normal"], rows)
 
 
 if __name__ == "__main__":
