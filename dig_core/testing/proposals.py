@@ -56,7 +56,7 @@ class Bare(nn.Module):
         for name, space in self.spaces.items():
             if not space.flat:
                 square = state[name].double().square().sum(-1)
-                total = total - 2 * (2 * half_angle(square)[1]).log()
+                total = total - 2 * (2 * half_angle(square)[1]).log().reshape(batch, -1).sum(1)
         return total
 
     def valid(self, state: State, descriptor: Descriptor | None = None) -> Tensor:
