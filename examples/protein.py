@@ -19,18 +19,20 @@ from dig_plugins.mdtraj import Distance, interpolate_backbones, numbered, sample
 from dig_plugins.mdtraj.observables import rmsf
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--fast", action="store_true", help="few structures, few steps: smoke sizes")
+parser.add_argument("--fast", action="store_true", help="a small protein, few structures: smoke sizes")
 fast = parser.parse_args().fast
 torch.set_num_threads(1)
 n, steps, out = (3, 12, Path(tempfile.mkdtemp())) if fast else (40, 32, Path(tempfile.mkdtemp()))
 
-dig = models.load("adenylate-kinase")
+# In fast mode a peptide of 21 residues stands in.
+name, spans = ("fs-peptide", (range(2, 7), range(18, 23))) if fast else ("adenylate-kinase", (range(118, 161), range(1, 30)))
+dig = models.load(name)
 ensemble = sample_backbones(dig, n, seed=1, steps=steps, valid_only=not fast)
 print(ensemble.summary())
 ensemble.write(out / "samples.xtc")
 
 # Where the lid (residues 118 to 160) stands from the core says which state a structure is in.
-lid, core = (numbered(dig.descriptor, span) for span in (range(118, 161), range(1, 30)))
+lid, core = (numbered(dig.descriptor, span) for span in spans)
 distance = Distance(lid, core)(ensemble.geometry, dig.descriptor)
 print(f"lid to core: {float(distance.min()):.1f} to {float(distance.max()):.1f} Angstrom")
 mobile = rmsf(ensemble.trajectory().atom_slice(ensemble.trajectory().top.select("name CA")).xyz * 10.0)

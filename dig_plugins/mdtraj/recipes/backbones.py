@@ -96,7 +96,7 @@ MODELS = {
         ),
     ),
     "ubiquitin": Model(
-        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 3000, 8, 0,
+        _trajectory("ubiquitin_2k39/2k39_insty.pdb"), 1200, 8, 0,
         Card(
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
@@ -104,7 +104,7 @@ MODELS = {
         ),
     ),
     "fs-peptide": Model(
-        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 4000, 24, 0,
+        _trajectory("fs_peptide/100-fs-peptide-400K.pdb"), 1200, 24, 0,
         Card(
             name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues at 400 K",
             energy="100 frames of molecular dynamics at 400 K (McGibbon, msmb_data, CC-BY)",
