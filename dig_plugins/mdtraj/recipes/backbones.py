@@ -100,7 +100,8 @@ MODELS = {
         Card(
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
-            intended_use="the fluctuations of a small folded protein", limits="learned from 11 structures in minutes: fluctuations are half of the reference's, and most draws have a broken neighbour",
+            intended_use="the fluctuations of a small folded protein",
+            limits="learned from 11 structures in minutes: fluctuations are half of the reference's, and most draws have a broken neighbour",
         ),
     ),
     "fs-peptide": Model(
@@ -108,7 +109,8 @@ MODELS = {
         Card(
             name="fs-peptide", system="Fs peptide, Ace-A5(AAARA)3A-NMe, backbone of 21 residues at 400 K",
             energy="100 frames of molecular dynamics at 400 K (McGibbon, msmb_data, CC-BY)",
-            intended_use="helices that fold and unfold", limits="learned from 70 frames: shapes are like theirs, but nearly all draws have broken or clashing neighbours",
+            intended_use="helices that fold and unfold",
+            limits="learned from 70 frames: shapes are like theirs, but nearly all draws have broken or clashing neighbours",
         ),
     ),
     "backbones": Model(
@@ -117,7 +119,8 @@ MODELS = {
             name="backbones", system="any protein backbone of which one structure is given",
             energy="both known states of six proteins (bioemu-benchmarks, CDLA-Permissive-2.0)",
             intended_use="other states of a protein from one structure of it: a first guess",
-            limits="trained on six proteins of two states each, most of them periplasmic binding proteins; no sequence model, no energies; of other proteins draws stay near the given structure and are not whole",
+            limits="trained on six proteins of two states each, most of them periplasmic binding proteins; no sequence model, no energies; "
+            "of other proteins draws stay near the given structure and are not whole",
         ),
     ),
 }  # fmt: skip
