@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 
 import dig_plugins
 from dig_core import checkpoint
-from dig_core.coordinates import Adsorbate, Cartesian, Crystal, Internal
+from dig_core.coordinates import Adsorbate, Backbone, Cartesian, Crystal, Internal
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Lattice, LogSNR, Sigmoid, Torus, ZeroCentroid
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.nn import (
     AdsorptionGraphormer,
+    BackboneGraphormer,
     CartesianGraphormer,
     CrystalGraphormer,
     InternalGraphormer,
@@ -208,6 +209,10 @@ def parts() -> list:
         "AdsorptionGraphormer": AdsorptionGraphormer(
             width=8, heads=2, layers=1, encoder=1, basis=4, cutoff=5.0, channels=3, conditions=2, coordinates={"height": 1.4}, seed=2
         ),
+        "Backbone": Backbone(scale=12.0),
+        "BackboneGraphormer": BackboneGraphormer(
+            width=8, heads=2, layers=1, pair=4, heard=2, basis=4, process="brownian", members=3, reference=True, single=5, couple=2, seed=2
+        ),
         "Crystal": Crystal(volume=1.7, width=0.2, shape=0.3),
         "CrystalGraphormer": CrystalGraphormer(width=8, heads=2, layers=1, basis=4, cutoff=4.0, channels=3, conditions=1, seed=2),
         "Euclidean": Euclidean(3), "Torus": Torus(2), "ZeroCentroid": ZeroCentroid(5), "Cartesian": Cartesian(1.5), "Internal": coordinates,
@@ -317,7 +322,7 @@ def test_other_schema(saved, schema):
     "change",
     [
         lambda header, _: header["network"].update(type="Transformer9"),
-        lambda header, _: header["coordinates"].update(type="Backbone"),
+        lambda header, _: header["coordinates"].update(type="Polar"),
         lambda header, _: header["process"]["shape"][0].update(type="Sphere"),
         lambda header, _: header["process"]["torsion"][1].update(type="Quadratic"),
         lambda header, _: header.update(score="FlowScore"),

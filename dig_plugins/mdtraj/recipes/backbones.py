@@ -101,7 +101,7 @@ MODELS = {
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
             intended_use="the fluctuations of a small folded protein",
-            limits="learned from 11 structures in minutes: fluctuations are half of the reference's, and most draws have a broken neighbour",
+            limits="learned from 11 structures in minutes: fluctuations are half of the reference's, most draws have a broken neighbour",
         ),
     ),
     "fs-peptide": Model(
