@@ -1,4 +1,4 @@
-"""Backbones by the shipped models: both states and the frames between, other proteins' states, fluctuations, paths, speed. An hour.
+"""Backbones by the shipped models: both states and the frames between, other proteins' states, fluctuations, speed. An hour.
 
 Needs ../shared/data/protein (DIG_PROTEIN names another place). Nothing is filtered before measuring; what is withheld was never
 trained on. Samples are kept in runs/protein-bench.
@@ -6,7 +6,6 @@ trained on. Samples are kept in runs/protein-bench.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -23,7 +22,6 @@ from dig_plugins import models
 from dig_plugins.mdtraj import (
     BackboneEnsemble,
     check_backbones,
-    interpolate_backbones,
     match,
     read_backbones,
     sample_backbones,
@@ -38,7 +36,6 @@ from dig_plugins.mdtraj.observables import (
     pca,
     rmsd,
     rmsf,
-    superpose,
     tm_score,
 )
 from dig_plugins.mdtraj.recipes.backbones import HELD_OUT, MODELS, pairs, withheld
@@ -149,38 +146,6 @@ def fluctuations(name: str, reference: np.ndarray, options: Options, n: int) -> 
     return figures, [name, len(reference), len(mine), float(rmsf(reference).mean()), float(rmsf(mine).mean()), whole]
 
 
-def path(options: Options) -> tuple[list[Figure], list[Table]]:
-    """From the closed to the open state through latent space."""
-    frames = MODELS["adenylate-kinase"].read(DATA)
-    every = frames.geometry.positions
-    found = crossed(every, options)
-    between, ends = alpha(Geometry(every[1:-1]), frames.descriptor), alpha(Geometry(every[[0, -1]]), frames.descriptor)
-    share_of_end = np.linspace(0, 1, 21)[:, None, None]
-    line = (1 - share_of_end) * ends[0] + share_of_end * superpose(ends[1:], ends[0])
-    farthest, straight = max(found["passed"]["distance"]), pairwise_rmsd(between, line).min(1).max()
-    figures = [
-        Figure("interpolation, round trip of both ends", max(found["round_trip"]), "Angstrom", floor=0.1, aim=0.01, higher=False),
-        Figure("interpolation, structures of the path without clash", share(np.array(found["clashes"]) == 0), floor=0.9, aim=1.0,
-               note=f"without break {share(np.array(found['breaks']) == 0):.2f}"),
-        Figure("interpolation, farthest intermediate frame from the path", farthest, "Angstrom", floor=2.5, aim=1.5, higher=False,
-               compared=f"straight line between the ends {straight:.2f}"),
-    ]  # fmt: skip
-    rows = [[k, *row] for k, row in enumerate(zip(found["rmsd_to_start"], found["rmsd_to_end"], strict=True))]
-    return figures, [Table("The path, C-alpha RMSD in Angstrom", ["structure", "to the closed state", "to the open state"], rows)]
-
-
-def crossed(every: torch.Tensor, options: Options) -> dict:
-    """The report of a path from the first of the frames to the last, made once."""
-    place = KEPT / "path.xtc"
-    if options.quick or not place.with_suffix(".json").exists():
-        dig, (n, steps) = models.load("adenylate-kinase"), (options.size(21, 3), options.size(40, 2))
-        found = interpolate_backbones(dig, Geometry(every[:1]), Geometry(every[-1:]), n, steps=steps, passing=Geometry(every[1:-1]))
-        if options.quick:
-            return found.report()
-        found.write(place)
-    return json.loads(place.with_suffix(".json").read_text())
-
-
 def speed(options: Options) -> Figure:
     """Wall time a structure of 214 residues with two threads, batches of eight."""
     dig = models.load("adenylate-kinase")
@@ -201,8 +166,8 @@ def measure(options: Options) -> Findings:
     """Everything in turn."""
     figures, tables = adenylate_kinase(options)
     figures.append(speed(options))
-    for more, made in (path(options), two_states(options)):
-        figures, tables = figures + more, tables + made
+    more, made = two_states(options)
+    figures, tables = figures + more, tables + made
     ubiquitin = read_backbones_alpha(DATA / "ubiquitin_2k39" / "pdb2k39_ca.pdb")
     peptide = MODELS["fs-peptide"].read(DATA)
     rows = []
