@@ -1,6 +1,6 @@
 """Both states of a protein, and a path between them: sample, look, interpolate.
 
-python examples/protein.py [--fast]       # no download, no GPU; two minutes of one core
+python examples/protein.py [--fast]       # no download, no GPU; some minutes of one core
 
 The model knows adenylate kinase from one transition. For your own: fit_backbones(read_backbones("md.xtc", "protein.pdb")).
 """
@@ -22,7 +22,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--fast", action="store_true", help="a small protein, few structures: smoke sizes")
 fast = parser.parse_args().fast
 torch.set_num_threads(1)
-n, steps, out = (3, 12, Path(tempfile.mkdtemp())) if fast else (40, 32, Path(tempfile.mkdtemp()))
+n, steps, out = (3, 12, Path(tempfile.mkdtemp())) if fast else (16, 32, Path(tempfile.mkdtemp()))
 
 # In fast mode a peptide of 21 residues stands in.
 name, spans = ("fs-peptide", (range(2, 7), range(18, 23))) if fast else ("adenylate-kinase", (range(118, 161), range(1, 30)))
@@ -45,7 +45,7 @@ print(f"asked for {float(distance.mean()):.1f}: {guided.properties['lid to core'
 
 # From the most closed to the most open structure through latent space.
 ends = (ensemble.geometry.positions[k : k + 1] for k in (int(distance.argmin()), int(distance.argmax())))
-path = interpolate_backbones(dig, *(Geometry(end) for end in ends), n=3 if fast else 15, steps=4 if fast else 32)
+path = interpolate_backbones(dig, *(Geometry(end) for end in ends), n=3 if fast else 11, steps=4 if fast else 12)
 print(path.summary())
 path.write(out / "path.xtc")
 path.figure().savefig(out / "path.png", dpi=150)
