@@ -15,14 +15,13 @@ from ..system.descriptor import Descriptor
 from ..system.protein import RESIDUES, Residues, residues
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
-from .geometry import FARTHEST, SOFTENING
 from .graphormer import attention, modulated_norm, split_heads
+from .residues import TOLD, Told, View, channels, displacements, lengths, n_lengths
 
 __all__ = ["BackboneGraphormer"]
 
 _APART = 32  # residue numbers further apart than this look alike
 _ANGLE = (0.03, 9.8)  # rad an axis; so that orientations fade together with positions, and are even long before the end
-_TOLD = 9  # features of what a residue is told
 _FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
 _SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -10.0), "brownian": Geometric(0.01, 150.0)}
 """In units of ``scale``. What is left of a structure at the end counts with the number of residues: 35 Angstrom, where the article's code
@@ -78,7 +77,7 @@ class BackboneGraphormer(nn.Module):
             self.member = nn.Parameter(0.3 * torch.randn(members, width)) if members else None
             self.given = nn.Linear(single, width, bias=False) if single else None
             self.time = TimeEmbedding(width)
-            self.view = _View(basis)
+            self.view = View(basis)
             self.apart = nn.Embedding(2 * _APART + 2, pair)
             self.ends = nn.Linear(width, 2 * pair, bias=False)
             self.when = nn.Linear(width, pair)
@@ -87,11 +86,11 @@ class BackboneGraphormer(nn.Module):
             self.coupled = nn.Linear(couple, pair, bias=False) if couple else None
             self.bias = nn.Linear(pair, heads * (layers + 2))
             self.heard = nn.Linear(pair, heard, bias=False)
-            self.hear = nn.Linear(heads * (heard + (_TOLD if reference else 0)), width, bias=False)
+            self.hear = nn.Linear(heads * (heard + (TOLD if reference else 0)), width, bias=False)
             self.blocks = nn.ModuleList(_Block(width, heads, ffn) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.towards = nn.Linear(width, 2 * width, bias=False)
-            inside, ways = _measured(heads) + (_TOLD * heads if reference else 0), 2 if reference else 1
+            inside, ways = n_lengths(heads) + (TOLD * heads if reference else 0), 2 if reference else 1
             self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways * heads + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
@@ -108,12 +107,10 @@ class BackboneGraphormer(nn.Module):
         pos, turn = pos.to(like), rotation_matrix(state["rot"]).to(like)
         time = self.time(self._clock(t))
         active, x = F.silu(time), self._residues(known, descriptor)
-        pair = self._pairs(pos, turn, x, active, known, descriptor)
+        reference = None if self.known is None else self._reference(descriptor)
+        pair = self._pairs(pos, turn, x, active, known, descriptor.couple, reference)
         first, *biases, last = self._biases(pair)
-        told = None
-        if self.known is not None:
-            level, rot = self._noise(t)
-            told = _Told(*self._reference(descriptor), pos, turn, self._signal(t), level, rot)
+        told = None if reference is None else Told(*reference, pos, turn, self._signal(t), *self._noise(t))
         x = x + time[:, None] + self._hear(first, pair, told)
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias, pos, turn, active)
@@ -151,40 +148,43 @@ class BackboneGraphormer(nn.Module):
             x = x + self.given(_embedding(descriptor.single, self.given.in_features, "single").to(x))
         return x
 
-    def _pairs(self, pos: Tensor, turn: Tensor, x: Tensor, active: Tensor, known: Residues, descriptor: Descriptor) -> Tensor:
+    def _pairs(
+        self, pos: Tensor, turn: Tensor, x: Tensor, active: Tensor, known: Residues, couple: Tensor | None,
+        reference: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:  # fmt: skip
         """(B, P, N, N): row i, column j is what i knows of j."""
         apart = (known.number - known.number[:, None]).clamp(-_APART, _APART) + _APART
         apart = torch.where(known.chain == known.chain[:, None], apart, 2 * _APART + 1)
         own, other = self.ends(x).chunk(2, -1)
         fixed = self.apart(apart) + own[:, None] + other
         if self.coupled is not None:
-            fixed = fixed + self.coupled(_embedding(descriptor.couple, self.coupled.in_features, "couple").to(x))
-        if self.known is not None:
-            reference = self.view(*(part[None] for part in self._reference(descriptor)), self.coordinates.scale)
-            fixed = fixed + _channels(self.known.weight, reference)[0].permute(1, 2, 0)
-        geometry = _channels(self.seen.weight, self.view(pos, turn, self.coordinates.scale))
+            fixed = fixed + self.coupled(_embedding(couple, self.coupled.in_features, "couple").to(x))
+        if self.known is not None and reference is not None:
+            seen = self.view(*(part[None] for part in reference), self.coordinates.scale)
+            fixed = fixed + channels(self.known.weight, seen)[0].permute(1, 2, 0)
+        geometry = channels(self.seen.weight, self.view(pos, turn, self.coordinates.scale))
         return F.silu(geometry + (fixed.permute(2, 0, 1).contiguous() + self.when(active)[..., None, None]))
 
     def _biases(self, pair: Tensor) -> list[Tensor]:
         """(B, heads, N, N) for every layer, the one that listens and the one that is read."""
-        found = _channels(self.bias.weight, pair) + self.bias.bias[:, None, None]
+        found = channels(self.bias.weight, pair) + self.bias.bias[:, None, None]
         return list(found.unflatten(1, (-1, self.heads)).unbind(1))
 
-    def _hear(self, bias: Tensor, pair: Tensor, told: _Told | None) -> Tensor:
+    def _hear(self, bias: Tensor, pair: Tensor, told: Told | None) -> Tensor:
         """(B, N, W) of the pairs of each residue, as their own bias weighs them."""
         weights = bias.softmax(-1)
-        heard = _channels(self.heard.weight, pair).permute(0, 2, 3, 1)
+        heard = channels(self.heard.weight, pair).permute(0, 2, 3, 1)
         found = [torch.matmul(weights.transpose(1, 2), heard).flatten(2)]
         if told is not None:
             found.append(told(weights)[1].flatten(2))
         return self.hear(torch.cat(found, -1))
 
-    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: _Told | None, t: Tensor) -> tuple[Tangent, Tangent]:
+    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: Told | None, t: Tensor) -> tuple[Tangent, Tangent]:
         """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
         query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
         weights = attention(query, key, bias).view_as(bias)
-        local = _towards(weights, pos, turn)
-        features, ways = [x, local.flatten(2), _lengths(local)], torch.stack([local, local], 2)
+        local = displacements(weights, pos, turn)
+        features, ways = [x, local.flatten(2), lengths(local)], torch.stack([local, local], 2)
         if told is not None:
             towards, seen = told(weights)
             features.append(seen.flatten(2))
@@ -200,61 +200,6 @@ class BackboneGraphormer(nn.Module):
         return noise, {"pos": widths[..., :1].mean(1, keepdim=True), "rot": widths[..., 1:]}
 
 
-class _Told:
-    """Where others say that a residue belongs: as the two stand in the reference structure, seen from where the other is now."""
-
-    def __init__(
-        self, fixed: Tensor, fixed_turn: Tensor, pos: Tensor, turn: Tensor, signal: Tensor, noise: Tensor, angle: Tensor
-    ) -> None:  # fmt: skip
-        b, n, _ = pos.shape
-        back = fixed_turn.transpose(1, 2)
-        place = back @ (fixed - fixed[:, None]).transpose(1, 2)
-        axes = back[:, None] @ fixed_turn
-        inside = torch.cat([place[:, :, None], axes.permute(0, 2, 3, 1)], 2).view(n, 3, 4 * n)
-        said = torch.matmul(turn, inside).view(b, n, 3, 4, n)
-        # (B, N, N, 12): row i, column j: where i belongs says j, and its three axes.
-        place = signal[..., None, None] * said[:, :, :, :1] + pos[..., None, None]
-        self.said = torch.cat([place, said[:, :, :, 1:]], 3).permute(0, 4, 1, 3, 2).flatten(3)
-        self.pos, self.turn, self.noise, self.angle = pos, turn, noise, angle
-
-    def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Shifts and turns (B, N, 2, heads, 3) in a residue's own frame, in units of the noise, and the same as features
-        (B, N, heads, _TOLD); ``weights`` (B, heads, N, N) of who is listened to."""
-        mean = torch.matmul(weights.transpose(1, 2), self.said).unflatten(-1, (4, 3))
-        shift = torch.matmul(mean[..., 0, :] - self.pos[:, :, None], self.turn) / self.noise[..., None]
-        # Rows: its axes as others say, columns: along its own.
-        axes = torch.matmul(mean[..., 1:, :], self.turn[:, :, None])
-        twist = 0.5 * torch.stack([axes[..., a, b] - axes[..., b, a] for a, b in ((1, 2), (2, 0), (0, 1))], -1) / self.angle[..., None]
-        both = torch.stack([shift, twist], 2)
-        seen = torch.cat([torch.asinh(shift), torch.asinh(twist), axes.diagonal(dim1=-2, dim2=-1)], -1)
-        return both, seen
-
-
-class _View(nn.Module):
-    """How residues see each other: Gaussians of the distance, its direction and the other's axes in their own frame."""
-
-    def __init__(self, basis: int) -> None:
-        super().__init__()
-        # From contact to the size of a large protein, a few of 0.4 Angstrom where neighbours are: bonds are to be exact.
-        grid = torch.linspace(0, 1, basis)
-        self.centres = nn.Parameter(0.3 + 6.5 * grid**3)
-        self.sharpness = nn.Parameter(1 / (19.5 * grid**2 / basis).clamp_min(0.04))
-        self.features = basis + 12
-
-    def forward(self, pos: Tensor, turn: Tensor, scale: float) -> Tensor:
-        """``pos`` (B, N, 3) units of ``scale`` Angstrom, ``turn`` (B, N, 3, 3) -> (B, features, N, N)."""
-        b, n, _ = pos.shape
-        pos = pos * (scale / 10.0)
-        axes = turn.permute(0, 3, 1, 2).reshape(b, 3 * n, 3)
-        inside = torch.bmm(axes, torch.cat([pos, *turn.unbind(-1)], 1).transpose(1, 2)).view(b, 3, n, 4, n)
-        # A position in the frame of i, less that of i.
-        gap = inside[:, :, :, 0] - (turn * pos[..., None]).sum(2).transpose(1, 2)[..., None]
-        distance = (gap.square().sum(1, keepdim=True) + SOFTENING).sqrt()
-        radial = (distance - self.centres[:, None, None]) * self.sharpness[:, None, None]
-        radial = radial.square().neg().clamp(min=-FARTHEST).exp()
-        return torch.cat([radial, gap / distance, *inside[:, :, :, 1:].unbind(3)], 1)
-
-
 class _Block(nn.Module):
     """Pre-LN attention and feed-forward, scaled by the time; attention also passes on displacements."""
 
@@ -263,7 +208,7 @@ class _Block(nn.Module):
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.mix = nn.Linear(width + _measured(heads), width, bias=False)
+        self.mix = nn.Linear(width + n_lengths(heads), width, bias=False)
         self.widen = nn.Linear(width, ffn * width, bias=False)
         self.narrow = nn.Linear(ffn * width, width, bias=False)
         nn.init.zeros_(self.modulation.weight)
@@ -276,35 +221,10 @@ class _Block(nn.Module):
         query, key, value = split_heads(self.qkv(modulated_norm(x, scale1, shift1)), 3, self.heads, x.dtype)
         weights = attention(query, key, bias)
         values = torch.bmm(weights, value).view(b, self.heads, n, -1).transpose(1, 2).flatten(2)
-        local = _towards(weights.view_as(bias), pos, turn)
-        x = torch.addcmul(x, self.mix(torch.cat([values, local.flatten(2), _lengths(local)], -1)), 1 + gate1)
+        local = displacements(weights.view_as(bias), pos, turn)
+        x = torch.addcmul(x, self.mix(torch.cat([values, local.flatten(2), lengths(local)], -1)), 1 + gate1)
         hidden = F.silu(self.widen(modulated_norm(x, scale2, shift2)))
         return torch.addcmul(x, self.narrow(hidden), 1 + gate2)
-
-
-def _channels(weight: Tensor, pair: Tensor) -> Tensor:
-    """A linear layer over the channels of (B, C, N, N), which keeps rows of residues together in memory."""
-    # Not matmul, which would fold the batch into the pairs by copies.
-    return torch.bmm(weight.expand(len(pair), -1, -1), pair.flatten(2)).unflatten(2, pair.shape[2:])
-
-
-def _towards(weights: Tensor, pos: Tensor, turn: Tensor) -> Tensor:
-    """(B, N, heads, 3): mean displacements to the residues attended to, in a residue's own frame; ``weights`` (B, heads, N, N)."""
-    gap = torch.matmul(weights, pos[:, None]) - pos[:, None]
-    return torch.matmul(gap.transpose(1, 2), turn)
-
-
-def _lengths(local: Tensor) -> Tensor:
-    """(B, N, ..) of displacements (B, N, heads, 3), and of the differences between heads: what a head attends to is a part of the
-    protein, and how far parts are apart does not depend on where the noise has put the residue itself."""
-    first, second = torch.triu_indices(local.shape[2], local.shape[2], 1, device=local.device)
-    both = torch.cat([local, local[:, :, first] - local[:, :, second]], 2)
-    return (both.square().sum(-1) + SOFTENING).sqrt()
-
-
-def _measured(heads: int) -> int:
-    """Numbers that displacements give: components, and :func:`_lengths`."""
-    return 4 * heads + heads * (heads - 1) // 2
 
 
 def _embedding(given: Tensor | None, width: int, name: str) -> Tensor:
