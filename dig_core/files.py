@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CheckpointError
 
-__all__ = ["owned", "write_atomically"]
+__all__ = ["finished", "owned", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write through a temporary file beside ``path``, so that a full disk or a killed process leaves what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with finished(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A file beside ``path``, of the same suffix, to write to; it takes the place of ``path`` when all went well, and is gone if not."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield temporary
+        with open(temporary, "r+b") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:

@@ -12,13 +12,21 @@ from ..errors import IncompatibleError, UnsupportedError
 from ..types import Geometry
 from .descriptor import Descriptor
 
-__all__ = ["BACKBONE", "PROTEIN_SCHEMA", "RESIDUES", "Residues", "crop", "ideal_residue", "protein", "residues"]
+__all__ = ["BACKBONE", "LETTERS", "NAMES", "PROTEIN_SCHEMA", "RESIDUES", "Residues", "crop", "ideal_residue", "protein", "residues"]
 
 PROTEIN_SCHEMA = "protein/1"
 """Columns of ``node``: kind of the residue (index in RESIDUES), atom (index in BACKBONE), residue number, chain. ``pair`` has none."""
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """One-letter codes of the residues that are known."""
+
+LETTERS = {
+    "ALA": "A", "CYS": "C", "ASP": "D", "GLU": "E", "PHE": "F", "GLY": "G", "HIS": "H", "ILE": "I", "LYS": "K", "LEU": "L",
+    "MET": "M", "ASN": "N", "PRO": "P", "GLN": "Q", "ARG": "R", "SER": "S", "THR": "T", "VAL": "V", "TRP": "W", "TYR": "Y",
+}  # fmt: skip
+"""Names of the residues that are known -> one-letter codes."""
+
+NAMES = {letter: name for name, letter in LETTERS.items()}
 
 BACKBONE = ("N", "CA", "C", "O", "CB")
 """Atoms of a residue in this order; glycine has no CB."""

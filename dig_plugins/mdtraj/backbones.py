@@ -11,12 +11,11 @@ import torch
 
 from dig_core.errors import IncompatibleError
 from dig_core.system.descriptor import Descriptor
-from dig_core.system.protein import RESIDUES, protein, residues
+from dig_core.system.protein import NAMES, RESIDUES, protein, residues
 from dig_core.types import Geometry
 
 from .atoms import CIF, PDB, kind_of, named_atoms, one_location, read_models
 from .convert import of_memory, read_frames, structure_atoms
-from .names import NAMES
 from .pick import Picked, listed, pick
 from .repair import break_notes, check, count_on, peptides, rebuild, whole
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.system.descriptor import Descriptor
-from dig_core.system.protein import BACKBONE, RESIDUES, residues
+from dig_core.system.protein import BACKBONE, NAMES, RESIDUES, residues
 from dig_core.types import Geometry
 
 from .atoms import CIF, PDB, Model, kind_of, named_atoms, one_location, read_models
-from .names import NAMES
 
 __all__ = [
     "CHAINS",

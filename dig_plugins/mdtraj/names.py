@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dig_core.errors import IncompatibleError
+from dig_core.system.protein import LETTERS
 
-__all__ = ["CAPS", "LETTERS", "NAMES", "REPLACED", "WATERS", "hint", "letter_of", "replacements"]
-
-LETTERS = {
-    "ALA": "A", "CYS": "C", "ASP": "D", "GLU": "E", "PHE": "F", "GLY": "G", "HIS": "H", "ILE": "I", "LYS": "K", "LEU": "L",
-    "MET": "M", "ASN": "N", "PRO": "P", "GLN": "Q", "ARG": "R", "SER": "S", "THR": "T", "VAL": "V", "TRP": "W", "TYR": "Y",
-}  # fmt: skip
-NAMES = {letter: name for name, letter in LETTERS.items()}
+__all__ = ["CAPS", "REPLACED", "WATERS", "hint", "letter_of", "replacements"]
 
 # Protonation states, disulfides and oxidation as Amber, CHARMM, GROMACS and OPLS call them; selenomethionine of crystals.
 _SAME = {

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dig_core.errors import IncompatibleError, UnsupportedError
-from dig_core.system.protein import BACKBONE
+from dig_core.system.protein import BACKBONE, LETTERS, NAMES
 
 from .atoms import Atom
-from .names import CAPS, LETTERS, WATERS, hint, letter_of, replacements
+from .names import CAPS, WATERS, hint, letter_of, replacements
 
 __all__ = ["Picked", "listed", "pick"]
 
@@ -184,7 +184,7 @@ def _replaced(kept: list[_Group], letters: Sequence[str | None]) -> list[str]:
     for group, letter in zip(kept, letters, strict=True):
         name = group.first.residue
         if LETTERS.get(name) != letter:
-            standard = next(standard for standard, one in LETTERS.items() if one == letter)
+            standard = NAMES[letter or ""]
             seen[name, standard] = seen.get((name, standard), 0) + 1
     return [f"{name} is read as {standard} ({_counted(count, 'residue')})." for (name, standard), count in seen.items()]
 

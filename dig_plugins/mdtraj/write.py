@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dig_core.errors import IncompatibleError, StateError, UnsupportedError
+from dig_core.files import finished
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import BACKBONE
 from dig_core.types import Geometry
@@ -41,7 +39,7 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
     if beside.exists() and not beside.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         raise IncompatibleError(f"{beside} is in the way and is another structure: write {path.name} under another name.")
     trajectory = to_trajectory(geometry, descriptor)
-    with _finished(path) as temporary:
+    with finished(path) as temporary:
         (trajectory.save_xtc if kind == ".xtc" else trajectory.save_dcd)(str(temporary))
         _write_pdb(beside, Geometry(geometry.positions[:1]), descriptor)
 
@@ -64,7 +62,7 @@ def _write_pdb(path: Path, geometry: Geometry, descriptor: Descriptor) -> None:
     """Written here, since MDTraj's writer turns negative residue numbers into others."""
     rows = _rows(descriptor)
     several = len(geometry.positions) > 1
-    with _finished(path) as temporary, open(temporary, "w", encoding="ascii") as stream:
+    with finished(path) as temporary, open(temporary, "w", encoding="ascii") as stream:
         stream.write(_MARK)
         for model, places in enumerate(geometry.positions.detach().cpu().double().tolist(), 1):
             # Ten thousand and more have no room in their columns.
@@ -93,16 +91,3 @@ def _rows(descriptor: Descriptor) -> list[tuple[int | None, str]]:
             serial += 1
             rows.append((None, f"TER   {serial % 100000:5d}      {residue:>3s} {chain}{number:4d}\n"))
     return rows
-
-
-@contextmanager
-def _finished(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` when all went well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

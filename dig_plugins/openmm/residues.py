@@ -16,7 +16,7 @@ from dig_core.coordinates.backbone import Backbone
 from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.system.descriptor import Descriptor
-from dig_core.system.protein import BACKBONE, protein, residues
+from dig_core.system.protein import BACKBONE, LETTERS, protein, residues
 from dig_core.training.losses import Frames
 from dig_core.types import Geometry
 
@@ -24,13 +24,7 @@ from .constraints import without_constraints
 from .convert import label, to_geometry
 from .energy import OpenMMEnergy
 
-__all__ = ["LETTERS", "BackboneFrames", "ProteinAtoms", "backbone_descriptor", "frame_forces"]
-
-LETTERS = {
-    "ALA": "A", "CYS": "C", "ASP": "D", "GLU": "E", "PHE": "F", "GLY": "G", "HIS": "H", "ILE": "I", "LYS": "K", "LEU": "L",
-    "MET": "M", "ASN": "N", "PRO": "P", "GLN": "Q", "ARG": "R", "SER": "S", "THR": "T", "VAL": "V", "TRP": "W", "TYR": "Y",
-}  # fmt: skip
-"""One-letter codes of the standard residues."""
+__all__ = ["BackboneFrames", "ProteinAtoms", "backbone_descriptor", "frame_forces"]
 
 _STATES = {
     "H": "HID HIE HIP HSD HSE HSP", "C": "CYX CYM", "D": "ASH ASPP", "E": "GLH GLUP", "K": "LYN LSN", "R": "ARN", "Y": "TYM",

@@ -16,15 +16,13 @@ from dig_core.coordinates.backbone import Backbone
 from dig_core.coordinates.measure import extend, frame, offset
 from dig_core.errors import IncompatibleError
 from dig_core.system.descriptor import Descriptor
-from dig_core.system.protein import BACKBONE, RESIDUES, residues
+from dig_core.system.protein import BACKBONE, NAMES, RESIDUES, residues
 from dig_core.types import Geometry
 
 from .convert import to_geometry, to_nanometers
-from .residues import LETTERS
 
 __all__ = ["SideChains", "build", "extended"]
 
-_NAMES = {letter: name for name, letter in LETTERS.items()}
 
 # Angstrom and degrees: bonds, angles and torsions of C-N, N-CA, CA-C in an extended chain, Engh and Huber (1991) as in dig_core.
 _LINKS = ((1.329, 116.6, 140.0), (1.458, 121.7, 180.0), (1.525, 111.0, -120.0))
@@ -126,7 +124,7 @@ def _backbone_topology(descriptor: Descriptor) -> tuple[app.Topology, list[int]]
     for r, tied in enumerate([False, *known.follows().tolist()]):
         if not tied:
             chain = topology.addChain()
-        residue = topology.addResidue(_NAMES[RESIDUES[int(known.kind[r])]], chain)
+        residue = topology.addResidue(NAMES[RESIDUES[int(known.kind[r])]], chain)
         for name, atom in zip(BACKBONE, known.atoms[r].tolist(), strict=True):
             if atom >= 0:
                 topology.addAtom(name, app.Element.getBySymbol(name[0]), residue)

@@ -123,6 +123,25 @@ def test_parts_are_residues_of_the_whole():
     assert same is descriptor and all_of_it is frames
 
 
+def test_half_of_the_times_on_top_lie_between():
+    descriptor = protein(SEQUENCE)
+    model = awake(descriptor)
+    seen = []
+
+    class Watched:
+        process = model.process
+
+        def moments(self, state, t, descriptor):
+            seen.append(t)
+            return model.moments(state, t, descriptor)
+
+    frames = Frames(states(model, 4))
+    rng = torch.Generator().manual_seed(0)
+    Denoising(frames, descriptor, between=(0.4, 0.5))(Watched(), 64, rng, rng)
+    inside = (seen[0] >= 0.4) & (seen[0] <= 0.5)
+    assert inside[32:].all() and 2 <= int(inside[:32].sum()) <= 4  # the other half is even over [0, 1]
+
+
 def test_training_lowers_the_loss():
     rng = torch.Generator().manual_seed(0)
     descriptors = [protein(SEQUENCE), protein("GG" + SEQUENCE)]
@@ -139,4 +158,3 @@ def test_training_lowers_the_loss():
     before = objective.evaluate(model, 3)["noise"]
     optimise(model, objective, LoopConfig(steps=150, batch=16, rate=1e-2, warmup=5, average=0.9, clip=1e4), progress=False)
     assert objective.evaluate(model, 3)["noise"] < 0.95 * before
-    assert Denoising(systems[1][1], descriptors[1]).evaluate(model.on(descriptors[1]), 3)["noise"] > 0

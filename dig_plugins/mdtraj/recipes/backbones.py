@@ -22,7 +22,7 @@ from dig_core.system.protein import crop, residues
 from dig_core.training.losses import Frames
 from dig_core.types import Geometry
 
-from ..backbones import Backbones, read_backbones
+from ..backbones import Backbones, match, read_backbones
 from ..training import fit_backbones
 
 __all__ = ["HELD_OUT", "MODELS", "Model", "pairs", "withheld"]
@@ -72,13 +72,8 @@ def _common(states: list[Backbones]) -> list[Backbones]:
     tables = [residues(one.descriptor) for one in states]
     names = [list(zip(known.number.tolist(), known.kind.tolist(), strict=True)) for known in tables]
     both = set(names[0]).intersection(*names[1:])
-    found = []
-    for one, known, own in zip(states, tables, names, strict=True):
-        chosen = torch.tensor([place for place, name in enumerate(own) if name in both])
-        atoms = known.atoms[chosen].flatten()
-        geometry = Geometry(one.geometry.positions[:, atoms[atoms >= 0]])
-        found.append(Backbones(crop(one.descriptor, chosen), geometry, one.notes))
-    return found
+    shared = crop(states[0].descriptor, torch.tensor([place for place, name in enumerate(names[0]) if name in both]))
+    return [match(one, shared, leave=True) for one in states]
 
 
 def _trajectory(*names: str) -> Callable[[Path], Backbones]:
