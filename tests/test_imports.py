@@ -35,14 +35,14 @@ ENGINES = {
     "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},
-    "models": set(),
+    "models": {"filelock", "platformdirs"},  # of the cache
 }
 """Sub-package of dig_plugins -> third-party packages it may import besides what dig_core needs."""
 
 SHARED = {"lazy", "models", "report", "panels", "page", "progress"}
 """Parts of dig_plugins that know no engine: every sub-package may import them."""
 
-HEAVY = set.union(*ENGINES.values()) | {"matplotlib", "scipy", "pandas", "pymbar", "typer"}
+HEAVY = set.union(*ENGINES.values()) | {"matplotlib", "scipy", "pandas", "pymbar", "typer", "platformdirs"}
 
 
 class Import(NamedTuple):

@@ -1,38 +1,90 @@
-"""The models that ship: an index of checkpoints, loaded by name."""
+"""Models by name: those that ship, and those that were pulled into the user's cache. Nothing but pull() touches the network."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dig_core.dig import DiG
 from dig_core.errors import CheckpointError
 
-__all__ = ["index", "load", "path"]
+from .cache import cache_directory, cached, digest, fetch, intact, name_in
+
+if TYPE_CHECKING:
+    from dig_core.dig import DiG
+
+__all__ = ["cache_directory", "cached", "find", "index", "load", "path", "pull", "sha256"]
 
 _HERE = Path(__file__).parent
 
 
 def index() -> dict[str, dict]:
-    """Name -> entry of every shipped model: file, sha256, licence, system, temperature, structure, force field, recipe."""
-    return json.loads((_HERE / "index.json").read_text())
+    """Name -> entry of every model of the registry.
+
+    Entries say ``file``, ``sha256``, ``size`` (bytes), ``licence``, ``system``, ``energy`` (in words), ``temperature`` (K, None for models
+    of no single one), ``recipe``; of a molecule in OpenMM ``structure`` and ``force_field``; ``raw_ess`` and ``acceptance`` of its
+    proposals where that was measured; ``url`` if it does not ship but can be pulled.
+    """
+    return json.loads((_HERE / "index.json").read_text(encoding="utf-8"))
 
 
 def path(name: str) -> Path:
-    """The checkpoint file of a shipped model. Raises CheckpointError for a name that is not shipped or a file that changed."""
+    """The verified checkpoint file of a model that ships or is in the cache.
+
+    Raises CheckpointError for an unknown name, a file that is missing or is not the one that was released or pulled.
+    """
     entries = index()
-    if name not in entries:
-        raise CheckpointError(f"no model is called {name!r}; shipped models: {', '.join(sorted(entries))}. A file path loads any other.")
-    file = _HERE / entries[name]["file"]
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entries[name]["sha256"]:
+    if name in entries and (_HERE / entries[name]["file"]).is_file():
+        file = _HERE / entries[name]["file"]
+        if digest(file) == entries[name]["sha256"]:
+            return file
+    elif (record := cached().get(name)) is not None:
+        if not intact(record) or record["sha256"] != entries.get(name, record)["sha256"]:
+            raise CheckpointError(f"{record['file']} is damaged: pull {name!r} again from {record['url']}.")
+        return Path(record["file"])
+    elif "url" in entries.get(name, {}):
+        raise CheckpointError(f"the model {name!r} is not on this machine: dig-plugins models pull {name}.")
+    if name in entries:
         raise CheckpointError(f"the checkpoint of {name!r} is missing or differs from the one released: install dig-plugins again.")
-    return file
+    known = ", ".join(sorted({*entries, *cached()}))
+    raise CheckpointError(f"no model is called {name!r}; models here: {known}. A file path loads any other.")
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The checkpoint file that :func:`load` reads: a path if it has a suffix or a directory in it, else a model's name."""
+    given = Path(name_or_path)
+    return given if given.suffix or len(given.parts) > 1 else path(str(name_or_path))
 
 
 def load(name_or_path: str | Path) -> DiG:
-    """A model by shipped name, or from a checkpoint file (anything with a suffix or a directory in it)."""
-    given = Path(name_or_path)
-    if given.suffix or len(given.parts) > 1:
-        return DiG.load(given)
-    return DiG.load(path(str(name_or_path)))
+    """A model by name, its sha256 verified, or from a checkpoint file (anything with a suffix or a directory in it)."""
+    from dig_core.dig import DiG
+
+    return DiG.load(find(name_or_path))
+
+
+def sha256(name_or_path: str | Path) -> str:
+    """Of the checkpoint that :func:`load` reads. Raises CheckpointError where there is none."""
+    file = find(name_or_path)
+    if not file.is_file():
+        raise CheckpointError(f"no checkpoint at {file}: expected a .safetensors file that DiG.save has written.")
+    return digest(file)
+
+
+def pull(source: str, *, name: str | None = None, sha256: str | None = None, progress: bool | None = None) -> Path:
+    """Fetch a checkpoint into the cache, where :func:`load` finds it by name from then on, without a network; returns its file.
+
+    ``source``: a name of the registry (what ships is there already), or an address, ``https://``, ``http://``, ``file://`` or
+    ``hf://OWNER/REPOSITORY[@REVISION]/FILE``. ``name``: the file's own if not given. ``sha256``: what the file must have; without it the
+    one that came is recorded. ``progress``: a bar; None shows it on terminals only. Errors are those of :func:`.cache.fetch`.
+    """
+    entries = index()
+    if "://" not in source:
+        entry = entries.get(source, {})
+        if "url" not in entry or (_HERE / entry["file"]).is_file():
+            return path(source)
+        return fetch(entry["url"], source, entry["sha256"], progress=progress)
+    name = name_in(source) if name is None else name
+    if name in entries:
+        raise CheckpointError(f"{name!r} is a model of the registry: choose another name for what is at {source}.")
+    return fetch(source, name, sha256, progress=progress)
