@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +10,8 @@ from torch import Tensor, nn
 from dig_core.dig import DiG
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import RESIDUES, protein, residues
+
+from .. import record
 
 __all__ = ["of_model", "of_protein", "of_software", "protein_of"]
 
@@ -38,13 +36,7 @@ def protein_of(held: dict) -> Descriptor:
 
 def of_software() -> dict:
     """The command, and versions of what it runs on."""
-    found = {"python": platform.python_version()}
-    for package in ("dig-plugins", "torch", "mdtraj", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "device": "cpu", "versions": found}
+    return record.of_software("mdtraj")
 
 
 def _words(numbers: Tensor) -> str:

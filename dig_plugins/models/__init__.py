@@ -46,8 +46,10 @@ def path(name: str) -> Path:
         raise CheckpointError(f"the model {name!r} is not on this machine: dig-plugins models pull {name}.")
     if name in entries:
         raise CheckpointError(f"the checkpoint of {name!r} is missing or differs from the one released: install dig-plugins again.")
-    known = ", ".join(sorted({*entries, *cached()}))
-    raise CheckpointError(f"no model is called {name!r}; models here: {known}. A file path loads any other.")
+    pulled = f"; pulled: {', '.join(cached())}" if cached() else ""
+    raise CheckpointError(
+        f"no model is called {name!r}; shipped models: {', '.join(sorted(entries))}{pulled}. A file path loads any other."
+    )
 
 
 def find(name_or_path: str | Path) -> Path:

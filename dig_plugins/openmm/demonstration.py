@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import platform
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +19,7 @@ from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample
 from dig_core.random import as_seed
 
 from .. import models
+from ..record import empty_directory, of_checkpoint, of_software, write_record
 from .montecarlo import Block, DiGMonteCarlo
 from .observables import LEFT_HANDED, Backbone, backbone_dihedrals
 from .reporter import DiGReporter, TrajectoryReporter
@@ -72,9 +69,7 @@ def demo(
         raise IncompatibleError(f"expected a positive number of seconds, got {seconds}.")
     seed = as_seed(seed)
     dig, system = models.load(model), model_system(model)
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise IncompatibleError(f"{directory} is not empty: choose a new directory, so that no earlier run is overwritten.")
+    directory = empty_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
     recorder, chain, mixed_seconds = _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress)
     md_positions, md_seconds, md_picoseconds = _plain(system, mixed_seconds, seed, progress)
@@ -117,15 +112,14 @@ def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seco
     mixed = _run("MD + DiG", backbone, positions, seconds, accepted)
     plain = _run("MD alone", backbone, md_positions, md_seconds, None)
     summary = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "model": name, "model_sha256": models.index()[name]["sha256"],
+        **of_software("openmm"), **of_checkpoint(name),
         "system": dig.card.system, "energy": dig.card.energy, "temperature_K": system.temperature, "seed": chain.seed,
         "acceptance": statistics.acceptance, "raw_ess": effective_sample_size(log_weight), "proposals": statistics.proposed,
         "proposals_per_second": statistics.proposed / seconds, "longest_rejection_run": statistics.longest_rejection_run,
         "failed": statistics.failed, "steps": dig.card.steps, "md_steps_per_block": chain.md_steps, "proposals_per_block": chain.proposals,
         "visits_to_positive_phi": mixed.visits, "seconds": seconds,
         "plain_md": {"seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": plain.visits},
-        "energy_platform": chain.energy.platform_name, "device": "cpu", "units": "trajectory nm, samples.npz positions nm, energies kT",
-        "versions": _versions(),
+        "energy_platform": chain.energy.platform_name, "units": "trajectory nm, samples.npz positions nm, energies kT",
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez(buffer, positions=positions, u=u, log_q=log_q, log_weights=log_weight, accepted=accepted, reason=reason, seed=chain.seed)
@@ -135,7 +129,7 @@ def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seco
         dig=mixed, md=plain, accepted=accepted, log_weights=log_weight, seed=chain.seed, versions=summary["versions"],
         proposals_per_second=summary["proposals_per_second"], reference=_reference(name),
     )  # fmt: skip
-    write_atomically(directory / "run.json", json.dumps(summary, indent=2).encode())
+    write_record(directory, summary)
     report = demo_report(directory, result)
     return DemoRun(summary, directory, report)
 
@@ -158,16 +152,6 @@ def _reference(name: str) -> Profile | None:
         return None
     with np.load(models.path(name).with_name(file)) as held:
         return Profile(held["phi_centres"], held["phi_free_energy"], held["phi_stderr"])
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("dig-plugins", "torch", "openmm", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 class _Clock:

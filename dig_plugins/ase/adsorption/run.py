@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +12,7 @@ from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.random import as_seed
 
-from ... import models
+from ...record import empty_directory, of_checkpoint, of_software, write_record
 from .data import read_images
 from .ensemble import AdsorptionEnsemble
 from .sample import sample_adsorption
@@ -49,9 +44,7 @@ def adsorb(
     slab: a structure file, of which the last image is taken. adsorbate: an element, a g2 name, or a structure file whose first atom binds.
     calculator: see :func:`calculator_named`. The rest is that of :func:`sample_adsorption`, whose errors are raised.
     """
-    seed, directory = as_seed(seed), Path(out)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise IncompatibleError(f"{directory} is not empty: choose a new directory, so that no earlier run is overwritten.")
+    seed, directory = as_seed(seed), empty_directory(out)
     bare, guest = read_images(slab)[-1], _guest(adsorbate)
     energy = None if calculator is None else calculator_named(calculator)
     ensemble = sample_adsorption(
@@ -64,7 +57,7 @@ def adsorb(
     sites.write(directory / "sites.json")
     write_atomically(directory / "map.png", _picture(ensemble))
     summary = _summary(ensemble, sites, model, seed)
-    write_atomically(directory / "run.json", json.dumps(summary, indent=2).encode())
+    write_record(directory, summary)
     return AdsorptionRun(ensemble, sites, summary, directory)
 
 
@@ -133,23 +126,11 @@ def _picture(ensemble: AdsorptionEnsemble) -> bytes:
 
 
 def _summary(ensemble: AdsorptionEnsemble, sites: SiteSet, model: str, seed: int) -> dict:
-    shipped = models.index().get(model, {}).get("sha256")
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "model": model,
-        "model_sha256": shipped or hashlib.sha256(Path(model).read_bytes()).hexdigest(),
+        **of_software("ase"), **of_checkpoint(model),
         "system": str(ensemble.template.symbols), "energy": ensemble.energy_name or "none", "temperature_K": ensemble.temperature,
         "seed": seed, "samples": len(ensemble), "used": int(ensemble.used.sum()), "kept_out": ensemble.kept_out(),
         "correction": ensemble.correction or "none", "source": ensemble.source, "effective_sample_size": ensemble.effective_sample_size(),
         "energy_calls": ensemble.n_calls, "sites": len(sites), "seconds": ensemble.wall_s, "cpu_seconds": ensemble.cpu_s,
-        "device": "cpu", "units": "Angstrom, eV, K; log_q and log_weight in nats", "versions": _versions(),
+        "units": "Angstrom, eV, K; log_q and log_weight in nats",
     }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("dig-plugins", "torch", "ase", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
