@@ -32,6 +32,7 @@ _HOME = {
     "demo": "demonstration",
     "describe": "convert",
     "dipeptide_observables": "observables",
+    "file_system": "systems",
     "fit": "training",
     "fit_files": "training",
     "frame_forces": "residues",

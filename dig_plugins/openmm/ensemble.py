@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openmm as mm
-from openmm import app, unit
+from openmm import app
 from tqdm.auto import tqdm
 
 from dig_core.dig import DiG
@@ -22,6 +21,7 @@ from dig_core.random import as_seed
 from .. import models
 from .convert import check_supported, check_topology
 from .energy import OpenMMEnergy
+from .files import writable, write_frames
 from .systems import model_system
 
 __all__ = ["Ensemble", "sample", "writable"]
@@ -70,27 +70,13 @@ class Ensemble:
         """``.xtc`` (with a .pdb topology and a .npz of weights beside it), ``.pdb`` (resampled models), or ``.npz`` alone."""
         path = writable(path)
         if path.suffix == ".pdb":
-            _write_pdb(path, self.topology, self.resample())
+            write_frames(path, self.topology, self.resample())
             return
         buffer = io.BytesIO()
         np.savez(buffer, log_weights=self.log_weights, energies=self.energies, positions=self.positions.astype(np.float32), seed=self.seed)
         write_atomically(path.with_suffix(".npz"), buffer.getvalue())
         if path.suffix == ".xtc":
-            _write_pdb(path.with_suffix(".pdb"), self.topology, self.positions[:1])
-            path.unlink(missing_ok=True)
-            trajectory = app.XTCFile(str(path), self.topology, 1.0 * unit.femtosecond, interval=1)
-            for frame in self.positions:
-                trajectory.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
-
-
-def writable(path: str | Path) -> Path:
-    """``path`` if :meth:`Ensemble.save` can write there: ask before drawing. Raises IncompatibleError."""
-    path = Path(path)
-    if path.suffix not in (".xtc", ".pdb", ".npz"):
-        raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
-    if not path.parent.is_dir():
-        raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
-    return path
+            write_frames(path, self.topology, self.positions)
 
 
 def sample(
@@ -126,12 +112,3 @@ def sample(
     parts = [pool.take(min(batch, n - low)) for low in bar]
     log_weights, u, positions = (np.concatenate([getattr(p, f) for p in parts]) for f in ("log_weight", "u", "positions"))
     return Ensemble(topology, positions / 10, log_weights, u, seed)
-
-
-def _write_pdb(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
-    text = io.StringIO()
-    app.PDBFile.writeHeader(topology, text)
-    for number, frame in enumerate(frames, start=1):
-        app.PDBFile.writeModel(topology, frame * 10, text, modelIndex=number if len(frames) > 1 else None, keepIds=True)
-    app.PDBFile.writeFooter(topology, text)
-    write_atomically(path, text.getvalue().encode())

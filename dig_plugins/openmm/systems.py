@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import openmm as mm
 from openmm import app, unit
 
-from .. import models
+from dig_core.errors import CheckpointError, IncompatibleError
 
-__all__ = ["ModelSystem", "model_system"]
+from .. import models
+from .convert import kelvin
+from .files import read_pdb
+
+__all__ = ["ModelSystem", "file_system", "model_system"]
 
 
 class ModelSystem(NamedTuple):
@@ -41,11 +47,24 @@ class ModelSystem(NamedTuple):
 def model_system(name: str) -> ModelSystem:
     """The system that the shipped model ``name`` was trained on, from its structure and force-field files.
 
-    Raises :class:`CheckpointError` for a name that is not shipped.
+    Raises :class:`CheckpointError` for a name that is not shipped, or a model of something else than a molecule in OpenMM.
     """
     checkpoint = models.path(name)
-    entry = models.index()[name]
-    pdb = app.PDBFile(str(checkpoint.with_name(entry["structure"])))
-    system = app.ForceField(*entry["force_field"]).createSystem(pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None)
-    positions = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    return ModelSystem(pdb.topology, system, np.asarray(positions), float(entry["temperature"]))
+    entry = models.index().get(name, {})
+    if "structure" not in entry:
+        raise CheckpointError(f"the model {name!r} is of {entry.get('system', 'a system')} that no force field comes with.")
+    return file_system(checkpoint.with_name(entry["structure"]), entry["force_field"], entry["temperature"])
+
+
+def file_system(pdb: str | Path, force_field: Sequence[str], temperature) -> ModelSystem:
+    """The system of a PDB structure and force-field files of OpenMM or of one's own, at ``temperature`` K; no cutoff, no constraints.
+
+    Raises IncompatibleError for a file that is missing or cannot be read, or a structure that the force field does not know.
+    """
+    structure = read_pdb(pdb)
+    try:
+        system = app.ForceField(*force_field).createSystem(structure.topology, nonbondedMethod=app.NoCutoff, constraints=None)
+    except Exception as error:  # OpenMM raises nothing narrower for files and templates that it does not know
+        raise IncompatibleError(f"{', '.join(force_field)} cannot describe {pdb}: {error}") from error
+    positions = structure.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    return ModelSystem(structure.topology, system, np.asarray(positions), kelvin(temperature))

@@ -25,6 +25,7 @@ from dig_core.types import Geometry
 from ..progress import pictures
 from .convert import describe, kelvin, thermal_widths, to_geometry
 from .energy import OpenMMEnergy
+from .systems import file_system
 
 __all__ = ["Fitted", "fit", "fit_files"]
 
@@ -84,16 +85,9 @@ def fit_files(pdb: str | Path, force_field: list[str], temperature, **options) -
 
     No cutoff, no constraints. Raises IncompatibleError for a structure that the force field does not know, or a missing file.
     """
-    if not Path(pdb).is_file():
-        raise IncompatibleError(f"there is no structure {pdb}: expected a PDB file with all hydrogens.")
-    structure = app.PDBFile(str(pdb))
-    try:
-        system = app.ForceField(*force_field).createSystem(structure.topology, nonbondedMethod=app.NoCutoff, constraints=None)
-    except (ValueError, OSError) as error:
-        raise IncompatibleError(f"{', '.join(force_field)} cannot describe {pdb}: {error}") from error
+    made = file_system(pdb, force_field, temperature)
     options.setdefault("name", Path(pdb).stem)
-    positions = structure.getPositions(asNumpy=True)
-    return fit(system, structure.topology, temperature, positions=positions, **options)
+    return fit(made.system, made.topology, made.temperature, positions=made.positions, **options)
 
 
 def _given(source, topology, temperature, positions):

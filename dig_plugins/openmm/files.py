@@ -1,0 +1,99 @@
+"""Structures of a molecule in files: PDB, XTC and what Ensemble.save writes, positions in nm, atoms in the topology's order."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import openmm as mm
+from openmm import app, unit
+
+from dig_core.errors import IncompatibleError
+from dig_core.files import finished, write_atomically
+
+__all__ = ["read_frames", "read_pdb", "writable", "write_frames"]
+
+
+def read_pdb(path: str | Path) -> app.PDBFile:
+    """A PDB file. IncompatibleError where there is none, or it cannot be read."""
+    if not Path(path).is_file():
+        raise IncompatibleError(f"there is no structure {path}: expected a PDB file with all hydrogens.")
+    try:
+        found = app.PDBFile(str(path))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise IncompatibleError(f"{path} cannot be read as a PDB file: {type(error).__name__}: {error}.") from error
+    if not found.topology.getNumAtoms():
+        raise IncompatibleError(f"{path} holds no atoms: expected a PDB file with all hydrogens.")
+    return found
+
+
+def read_frames(path: str | Path, topology: app.Topology) -> np.ndarray:
+    """(F, N, 3) nm of every structure in a ``.pdb``, or a ``.npz`` with ``positions`` in nm.
+
+    Atoms must stand in the topology's order. Raises IncompatibleError for a file that is not there, cannot be read, or holds others.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise IncompatibleError(f"there is no file {path}: expected structures as .pdb or .npz.")
+    if path.suffix == ".npz":
+        frames = _positions(path)
+    elif path.suffix == ".pdb":
+        pdb = read_pdb(path)
+        _same_atoms(path, pdb.topology, topology)
+        models = [pdb.getPositions(asNumpy=True, frame=i).value_in_unit(unit.nanometer) for i in range(pdb.getNumFrames())]
+        frames = np.stack(models)
+    else:
+        raise IncompatibleError(f"expected structures as .pdb or .npz, got {path.name!r}; dig_plugins.mdtraj reads trajectories.")
+    wanted = topology.getNumAtoms()
+    if frames.ndim != 3 or frames.shape[1:] != (wanted, 3) or not len(frames):
+        raise IncompatibleError(f"expected structures of {wanted} atoms in {path}, got an array of shape {frames.shape}.")
+    return np.asarray(frames, dtype=np.float64)
+
+
+def write_frames(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
+    """(F, N, 3) nm as the models of a ``.pdb``, or as ``.xtc`` (1e-4 nm) with the first structure as a ``.pdb`` beside it."""
+    if path.suffix == ".pdb":
+        _write_pdb(path, topology, frames)
+        return
+    _write_pdb(path.with_suffix(".pdb"), topology, frames[:1])
+    with finished(path) as temporary:
+        trajectory = app.XTCFile(str(temporary), topology, 1.0 * unit.femtosecond, interval=1)
+        for frame in frames:
+            trajectory.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+
+
+def writable(path: str | Path) -> Path:
+    """``path`` if structures can be written there: ask before drawing. Raises IncompatibleError."""
+    path = Path(path)
+    if path.suffix not in (".xtc", ".pdb", ".npz"):
+        raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
+    return path
+
+
+def _positions(path: Path) -> np.ndarray:
+    try:
+        with np.load(path) as held:
+            return np.asarray(held["positions"], dtype=np.float64)
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise IncompatibleError(f"{path} holds no array named positions (F, N, 3) in nm: {error}.") from error
+
+
+def _same_atoms(path: Path, found: app.Topology, wanted: app.Topology) -> None:
+    pairs = enumerate(zip(found.atoms(), wanted.atoms(), strict=False))
+    odd = next((i for i, (a, b) in pairs if a.element is not b.element), None)
+    if found.getNumAtoms() != wanted.getNumAtoms() or odd is not None:
+        why = f"atom {odd} is another element" if odd is not None else f"it has {found.getNumAtoms()}, not {wanted.getNumAtoms()}"
+        raise IncompatibleError(f"{path} holds other atoms than the model, or in another order: {why}.")
+
+
+def _write_pdb(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
+    text = io.StringIO()
+    app.PDBFile.writeHeader(topology, text)
+    for number, frame in enumerate(frames, start=1):
+        app.PDBFile.writeModel(topology, frame * 10, text, modelIndex=number if len(frames) > 1 else None, keepIds=True)
+    app.PDBFile.writeFooter(topology, text)
+    write_atomically(path, text.getvalue().encode())
