@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .coordinates import Adsorbate, Backbone, Cartesian, Crystal, Internal
+from .coordinates import Adsorbate, Backbone, Bound, Cartesian, Crystal, Internal
 from .diffusion import (
     SO3,
     Cosine,
@@ -40,7 +40,7 @@ __all__ = ["SCHEMA", "load", "save"]
 SCHEMA = 1
 _SPACES = (Euclidean, Lattice, SO3, Torus, ZeroCentroid)
 _BUILDERS = {cls.__name__: cls for cls in (*_SPACES, Linear, Sigmoid, Cosine, LogSNR, Geometric, Karras)}
-_COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Backbone, Cartesian, Crystal, Internal)}
+_COORDINATES = {cls.__name__: cls for cls in (Adsorbate, Backbone, Bound, Cartesian, Crystal, Internal)}
 _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 
 

@@ -6,16 +6,18 @@ from .graphormer import Graphormer
 from .heads import CoordinateHead, VectorHead
 from .mlp import ResidualMLP, ScalarMLP
 from .networks import CartesianGraphormer, InternalGraphormer
+from .pose import PoseGraphormer
 from .protein import BackboneGraphormer
 
 __all__ = [
     "NETWORKS", "AdsorptionGraphormer", "BackboneGraphormer", "CartesianGraphormer", "CoordinateHead", "CrystalGraphormer", "Graphormer",
-    "InternalGraphormer", "ResidualMLP", "ScalarMLP", "VectorHead",
+    "InternalGraphormer", "PoseGraphormer", "ResidualMLP", "ScalarMLP", "VectorHead",
 ]  # fmt: skip
 
 NETWORKS = {
     cls.__name__: cls
     for cls in (
         AdsorptionGraphormer, BackboneGraphormer, CrystalGraphormer, ResidualMLP, ScalarMLP, CartesianGraphormer, InternalGraphormer,
+        PoseGraphormer,
     )
 }

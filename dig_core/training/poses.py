@@ -1,0 +1,115 @@
+"""Many ligands in many pockets: denoising over all of them, every frame of a batch another complex."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..coordinates.complex import Complex
+from ..coordinates.scaffold import Scaffold
+from ..coordinates.scene import Scene
+from ..errors import IncompatibleError
+from ..nn.pose import PoseGraphormer
+from ..score import NoiseScore, ScoreModel
+from ..types import State
+from .losses import Frames, stratified_times
+
+__all__ = ["Poses"]
+
+_EMPHASIS = {"place": 1.0, "turn": 1.0, "torsion": 0.5, "shape": 0.05}
+"""Weight of each component's squared error: six numbers place a ligand, over a hundred are its bonds and angles."""
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Denoising score matching on poses of several complexes as an objective; also what validates it.
+
+    ``systems`` with frames of each in the coordinates of :class:`~dig_core.coordinates.bound.Bound`; ``weight`` (M,) how often each is
+    drawn, alike if None. States are padded to one size, so that a batch holds any mixture. All is computed where the network's weights
+    are. Raises IncompatibleError for no systems, and for a score that is not a :class:`PoseGraphormer`'s.
+    """
+
+    systems: Sequence[tuple[Complex, Frames]]
+    spread_weight: float = 0.1
+    weight: Tensor | None = None
+    scene: Scene = field(init=False, repr=False)
+    scaffold: Scaffold = field(init=False, repr=False)
+    frames: list[State] = field(init=False, repr=False)
+    sizes: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if not self.systems:
+            raise IncompatibleError("expected poses of one complex or more to train on, got none.")
+        complexes = [system for system, _ in self.systems]
+        object.__setattr__(self, "scene", Scene.of(complexes))
+        object.__setattr__(self, "scaffold", Scaffold.of(complexes))
+        shapes, torsions = self.scaffold.centre.shape[1], self.scaffold.fold.shape[1]
+        object.__setattr__(self, "frames", [_padded(frames.state, shapes, torsions) for _, frames in self.systems])
+        object.__setattr__(self, "sizes", torch.tensor([len(frames) for _, frames in self.systems]))
+
+    def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        share = torch.ones(len(self.systems)) if self.weight is None else self.weight
+        which = torch.multinomial(share, batch, replacement=True, generator=order)
+        pick = (torch.rand(batch, generator=order) * self.sizes[which]).long()
+        loss = self._loss(model, which, pick, stratified_times(batch, order), noise)
+        return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
+
+    def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
+        """Mean losses over some frames of every system, with the same times and noise at every call."""
+        rng = torch.Generator().manual_seed(seed)
+        which = torch.arange(len(self.systems)).repeat(8)
+        pick = (torch.rand(len(which), generator=rng) * self.sizes[which]).long()
+        times = stratified_times(len(which), rng)[torch.randperm(len(which), generator=rng)]
+        parts = [self._loss(model, w, p, t, rng) for w, p, t in zip(which.split(64), pick.split(64), times.split(64), strict=True)]
+        return {name: sum(float(part[name].detach()) for part in parts) / len(parts) for name in parts[0]}
+
+    def _loss(self, model: ScoreModel, which: Tensor, pick: Tensor, t: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        if not isinstance(model, NoiseScore) or not isinstance(model.network, PoseGraphormer):
+            raise IncompatibleError(f"expected a NoiseScore of a PoseGraphormer, got a {type(model).__name__}.")
+        network, device = model.network, model.network.kind.weight.device
+        names = self.frames[0].keys()
+        clean = {n: torch.stack([self.frames[w][n][k] for w, k in zip(which.tolist(), pick.tolist(), strict=True)]) for n in names}
+        process = network.joint(clean["shape"].shape[1], clean["torsion"].shape[1])
+        noised = process.noise(clean, t, rng)
+        scene, which = self._there(device), which.to(device)
+        state, target, drawn = ({n: x.to(device) for n, x in part.items()} for part in noised)
+        t = t.to(device)
+        with torch.no_grad():
+            ligand = self._placer(device).place(state, which, network.coordinates.width)
+        departure, log_spread = network.look(state, ligand, t, scene, which)
+        masks = {"torsion": scene.turns_real[which], "shape": scene.shapes_real[which]}
+        error, misfit = torch.zeros_like(t), torch.zeros_like(t)
+        for name, part in process.items():
+            scale, mask = part.scale(t), masks.get(name, 1.0)
+            mean = scale.skip * state[name] + scale.out * departure[name]
+            error = error + 0.5 * _EMPHASIS[name] * part.weight(t) * ((mean - target[name]).square() * mask).sum(1)
+            spread = scale.spread * torch.exp(log_spread[name].clamp(-6.0, 2.0)) + 1e-6
+            left = (drawn[name] - mean.detach()).square()
+            misfit = misfit + 0.5 * ((left / spread + spread.log()) * mask).sum(1)
+        return {"noise": error.mean(), "spread": misfit.mean()}
+
+    def _there(self, device: torch.device) -> Scene:
+        return self._held("scene", device)
+
+    def _placer(self, device: torch.device) -> Scaffold:
+        return self._held("scaffold", device)
+
+    def _held(self, name: str, device: torch.device):
+        """Moved once: to where the network is."""
+        key = f"_{name}_there"
+        if key not in self.__dict__ or self.__dict__[key][0] != device:
+            self.__dict__[key] = (device, getattr(self, name).to(device))
+        return self.__dict__[key][1]
+
+
+def _padded(state: State, shapes: int, torsions: int) -> State:
+    pad = torch.nn.functional.pad
+    torsion = state.get("torsion", state["shape"].new_zeros(len(state["shape"]), 0))
+    return {
+        "place": state["place"].float(), "turn": state["turn"].float(),
+        "shape": pad(state["shape"].float(), (0, shapes - state["shape"].shape[1])),
+        "torsion": pad(torsion.float(), (0, torsions - torsion.shape[1])),
+    }  # fmt: skip

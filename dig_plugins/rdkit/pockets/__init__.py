@@ -1,0 +1,1 @@
+"""Ligands in pockets: pockets from PDB files, poses with probabilities, MMFF94 in a pocket, checks of poses."""

@@ -1,0 +1,185 @@
+"""A pocket from a PDB file: whole residues about a site; waters, ions and cofactors by rule, everything left out is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem, rdBase
+
+from dig_core.coordinates.complex import PocketAtoms
+from dig_core.errors import IncompatibleError, UnsupportedError
+
+from ..convert import to_geometry
+from .residues import COFACTOR, ION, WATER, kind_of, repair
+
+__all__ = ["Pocket", "read_pocket"]
+
+_NEAR = 5.0
+"""Angstrom: an ion or a cofactor that is nearer to the site than this is part of the question, and is not left out unasked."""
+
+_RULES = ("keep", "leave", None)
+_METALS = frozenset({3, 4, 11, 12, 13, *range(19, 32), *range(37, 51), *range(55, 84)})
+
+
+@dataclass(frozen=True)
+class Pocket:
+    """Whole residues about a site, in the frame of their file.
+
+    ``mol``: all of their atoms, hydrogens included; peptide bonds that were cut end in a hydrogen. ``kind`` and ``residue`` (P,): kind and
+    number of each atom's residue; ``labels``: what residues are called. ``centre`` (3,) Angstrom, of the site; ``cutoff`` Angstrom.
+    ``notes``: what was left out, and why.
+    """
+
+    mol: Chem.Mol
+    kind: np.ndarray
+    residue: np.ndarray
+    labels: tuple[str, ...]
+    centre: np.ndarray
+    cutoff: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(P, 3) Angstrom."""
+        return self.mol.GetConformer().GetPositions()
+
+    @property
+    def heavy(self) -> np.ndarray:
+        """(P,) bool."""
+        return np.array([a.GetAtomicNum() > 1 for a in self.mol.GetAtoms()])
+
+    def atoms(self) -> PocketAtoms:
+        """What a descriptor needs: heavy atoms and hydrogens alike."""
+        numbers, charges = zip(*((a.GetAtomicNum(), a.GetFormalCharge()) for a in self.mol.GetAtoms()), strict=True)
+        tables = (torch.tensor(numbers), torch.tensor(charges), torch.from_numpy(self.kind), torch.from_numpy(self.residue))
+        return PocketAtoms(*tables, torch.from_numpy(self.positions), torch.from_numpy(self.centre))
+
+
+def read_pocket(
+    pdb: str | Path,
+    site: Chem.Mol | np.ndarray,
+    *,
+    cutoff: float = 8.0,
+    waters: str | None = "leave",
+    ions: str | None = None,
+    cofactors: str | None = None,
+    altloc: str | None = None,
+) -> Pocket:
+    """The residues with an atom within ``cutoff`` Angstrom of the site's (heavy) atoms; hydrogens must be there.
+
+    Parameters
+    ----------
+    site: a ligand with a 3D structure that stands in the pocket, or points (M, 3) Angstrom.
+    waters, ions, cofactors: "keep", "leave", or None, which leaves out what is farther than 5 Angstrom from the site and raises for what
+        is nearer. What is left out is named in ``notes``.
+    altloc: which alternate location to take, where the file has several.
+
+    Raises
+    ------
+    IncompatibleError: no such file, several models, alternate locations without ``altloc``, missing hydrogens, no residue near the site.
+    UnsupportedError: an ion or a cofactor at the site of which nothing was said.
+    """
+    given = {"waters": waters, "ions": ions, "cofactors": cofactors}
+    wrong = {name: rule for name, rule in given.items() if rule not in _RULES}
+    if wrong or cutoff <= 0:
+        raise IncompatibleError(f"expected 'keep', 'leave' or None and a positive cutoff, got {wrong}, cutoff = {cutoff}.")
+    points = _points(site)
+    whole = _read(Path(pdb), altloc)
+    place, residues = whole.GetConformer().GetPositions(), _residues(whole)
+    heavy = np.array([a.GetAtomicNum() > 1 for a in whole.GetAtoms()])
+    distance = np.full(len(place), np.inf)
+    distance[heavy] = np.linalg.norm(place[heavy][:, None] - points, axis=2).min(1)
+    chosen, notes, left = [], [], dict.fromkeys(given, 0)
+    for label, atoms in residues.items():
+        near = distance[atoms].min()
+        if near > cutoff:
+            continue
+        name = {WATER: "waters", ION: "ions", COFACTOR: "cofactors"}.get(kind_of(whole, atoms))
+        rule = "keep" if name is None else given[name]
+        if rule is None and near < _NEAR:
+            raise UnsupportedError(
+                f"{label} ({name}) is {near:.1f} Angstrom from the site: say {name}='keep' to have it in the pocket, 'leave' to ignore it."
+            )
+        if rule == "keep":
+            chosen.append((label, atoms))
+        else:
+            left[str(name)] += 1
+            notes += [f"left out: {label}, {near:.1f} Angstrom from the site."] if name != "waters" else []
+    notes += [f"left out: {left['waters']} waters."] if left["waters"] else []
+    if not chosen:
+        raise IncompatibleError(f"no residue of {pdb} is within {cutoff:g} Angstrom of the site: is the ligand in the protein's frame?")
+    return _cut(whole, chosen, points.mean(0), cutoff, notes)
+
+
+def _points(site: Chem.Mol | np.ndarray) -> np.ndarray:
+    if isinstance(site, Chem.Mol):
+        heavy = [a.GetIdx() for a in site.GetAtoms() if a.GetAtomicNum() > 1]
+        return to_geometry(site).positions[0].numpy()[heavy]
+    points = np.asarray(site, dtype=np.float64).reshape(-1, 3)
+    if not len(points) or not np.isfinite(points).all():
+        raise IncompatibleError(f"expected a ligand or finite points (M, 3) as the site, got {len(points)} points.")
+    return points
+
+
+def _read(pdb: Path, altloc: str | None) -> Chem.Mol:
+    """All atoms, bonds, orders and charges of the file."""
+    if not pdb.is_file():
+        raise IncompatibleError(f"there is no file {pdb}: expected a PDB file.")
+    lines = pdb.read_text().splitlines()
+    if sum(line.startswith("MODEL ") for line in lines) > 1:
+        raise IncompatibleError(f"{pdb} holds several models: pass a file of one.")
+    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+    several = sorted({line[16] for line in atoms if len(line) > 16} - {" "})
+    if several and altloc is None:
+        raise IncompatibleError(f"{pdb} has alternate locations {', '.join(several)}: say which with altloc=.")
+    keep = {" ", altloc}
+    text = "\n".join(line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[16] in keep)
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromPDBBlock(text, removeHs=False, sanitize=False)
+    if mol is None or not mol.GetNumAtoms():
+        raise IncompatibleError(f"{pdb} cannot be read as a PDB file: it has no atoms.")
+    return repair(mol, str(pdb))
+
+
+def _residues(mol: Chem.Mol) -> dict[str, list[int]]:
+    """Label -> atoms, in the order of the file."""
+    found: dict[str, list[int]] = {}
+    for atom in mol.GetAtoms():
+        at = atom.GetPDBResidueInfo()
+        label = f"{at.GetResidueName().strip()} {at.GetChainId().strip()}{at.GetResidueNumber()}{at.GetInsertionCode().strip()}"
+        found.setdefault(label, []).append(atom.GetIdx())
+    return found
+
+
+def _cut(whole: Chem.Mol, chosen: list[tuple[str, list[int]]], centre: np.ndarray, cutoff: float, notes: list[str]) -> Pocket:
+    """The chosen residues as a molecule of their own; hydrogens where bonds were cut."""
+    number = {atom: k for k, (_, atoms) in enumerate(chosen) for atom in atoms}
+    bare = [a for a in number if whole.GetAtomWithIdx(a).GetTotalNumHs()]
+    if bare:
+        names = sorted({chosen[number[a]][0] for a in bare})
+        raise IncompatibleError(
+            f"hydrogens are missing in {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: add them (PDBFixer, reduce) and read again."
+        )
+    ends = {a.GetIdx() for i in number for a in whole.GetAtomWithIdx(i).GetNeighbors() if a.GetIdx() not in number}
+    opened = [a for a in number if any(b.GetIdx() in ends for b in whole.GetAtomWithIdx(a).GetNeighbors())]
+    part, order = Chem.RWMol(whole), sorted(number)
+    part.BeginBatchEdit()
+    for atom in range(whole.GetNumAtoms()):
+        if atom not in number:
+            part.RemoveAtom(atom)
+    part.CommitBatchEdit()
+    where = {old: new for new, old in enumerate(order)}
+    mol = part.GetMol()
+    Chem.SanitizeMol(mol)
+    mol = Chem.AddHs(mol, addCoords=True, onlyOnAtoms=[where[a] for a in opened]) if opened else mol
+    owner = [number[a] for a in order]
+    owner += [owner[mol.GetAtomWithIdx(k).GetNeighbors()[0].GetIdx()] for k in range(len(order), mol.GetNumAtoms())]
+    kinds = [kind_of(whole, atoms) for _, atoms in chosen]
+    metals = sorted({a.GetSymbol() for a in mol.GetAtoms() if a.GetAtomicNum() in _METALS})
+    notes = [*notes, *([f"metals in the pocket: {', '.join(metals)}."] if metals else [])]
+    labels = tuple(label for label, _ in chosen)
+    residue = np.array(owner, dtype=np.int64)
+    return Pocket(mol, np.array(kinds, dtype=np.int64)[residue], residue, labels, np.asarray(centre), float(cutoff), tuple(notes))
