@@ -45,7 +45,8 @@ class NoiseScore(nn.Module):
     """score = -noise / sigma with the noise predicted by a network (article, eq. 5).
 
     ``network(state, t, descriptor)`` returns two tangents, departures of the noise and of its log-variance from what the
-    process expects of standardised data; see :meth:`Diffusion.scale`. Not a gradient field.
+    process expects of standardised data; see :meth:`Diffusion.scale`. Not a gradient field. A network on another device than
+    the state is asked there: after ``model.to("cuda")`` whatever draws, weighs or trains goes on as before.
     """
 
     conservative = False
@@ -61,13 +62,21 @@ class NoiseScore(nn.Module):
             )
 
     def moments(self, state: State, t: Tensor, descriptor: Descriptor) -> Moments:
-        departure, log_spread = self.network(state, t, descriptor)
+        departure, log_spread = self._asked(state, t, descriptor)
         noise, spread = {}, {}
         for name, process in self.process.items():
             scale = process.scale(t)
             noise[name] = process.space.project(scale.skip * state[name] + scale.out * departure[name])
             spread[name] = scale.spread * torch.exp(log_spread[name].clamp(-6.0, 2.0))
         return Moments(noise, spread)
+
+    def _asked(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
+        """The network's answer, where the state is."""
+        here, there = t.device, next(self.parameters(), t).device
+        if here == there:
+            return self.network(state, t, descriptor)
+        answer = self.network({name: x.to(there) for name, x in state.items()}, t.to(there), descriptor)
+        return tuple({name: x.to(here) for name, x in part.items()} for part in answer)  # type: ignore[return-value]
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
         return score_of(self.process, self.moments(state, t, descriptor).noise, t)

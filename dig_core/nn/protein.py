@@ -102,7 +102,8 @@ class BackboneGraphormer(nn.Module):
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
         """Noise departures and log-variances of B states at times ``t`` (1,) or (B,)."""
-        known, t, like = residues(descriptor), t.reshape(-1), self.norm.weight
+        like = self.norm.weight
+        known, t = residues(descriptor).to(like.device), t.reshape(-1)
         pos = state["pos"] / torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t)).reshape(-1, 1, 1)
         pos, turn = pos.to(like), rotation_matrix(state["rot"]).to(like)
         time = self.time(self._clock(t))

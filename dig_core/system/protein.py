@@ -48,6 +48,10 @@ class Residues(NamedTuple):
     chain: Tensor
     atoms: Tensor
 
+    def to(self, device: torch.device) -> Residues:
+        """The same on another device."""
+        return Residues(*(part.to(device) for part in self))
+
     def follows(self) -> Tensor:
         """(N - 1,) bool: whether a residue is bonded to the one before it: the next number on the same chain."""
         return (self.chain[1:] == self.chain[:-1]) & (self.number[1:] == self.number[:-1] + 1)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
+
 from ..energy import Energy
 from ..errors import CheckpointError, IncompatibleError
 from ..files import write_atomically
@@ -119,6 +121,7 @@ def fit(
     if not stages:
         raise IncompatibleError("expected at least one stage to run, got none.")
     here = Progress(dig, frames, validation)
+    where = next(dig.model.parameters(), torch.empty(0)).device
     place = None if directory is None else Path(directory)
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,7 @@ def fit(
         stem = f"{number}-{stage.name}"
         if place is not None and (place / f"{stem}.json").exists():
             here = _read(place, stem, dig)
+            here.dig.model.to(where)
             continue
         here = _informed(here, energy)
         task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress, watch)

@@ -60,7 +60,7 @@ def fit_backbones(
     data: Backbones | tuple[Descriptor, Frames] | Sequence[Backbones | tuple[Descriptor, Frames]],
     model: DiG | str | Path | None = None, *, held_out: Sequence[int] = (), steps: int = 3000, batch: int = 8, rate: float = 1e-3,
     longest: int = 128, apart: int = 0, physics: int = 0,
-    out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
+    device: str | torch.device = "cpu", out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
     **network,
 ) -> Fitted:  # fmt: skip
     """Train on backbones: a model of that protein if there is one, of any protein if there are several.
@@ -79,6 +79,7 @@ def fit_backbones(
         draws crowd in the middle of what was trained on.
     physics: of one protein with forces, further steps on the Fokker-Planck equation and the forces at its edge (PIDP, article eq. 4).
         Forces on frames are the mean force only on average over what the frames forget.
+    device: that trains, such as ``"cuda"``; the model comes back on the processor.
     out: directory of checkpoints; an interrupted call goes on from there. seed: give one to repeat a training.
 
     Raises
@@ -93,6 +94,7 @@ def fit_backbones(
     began, seed = time.monotonic(), as_seed(seed)
     systems = [one if _is_pair(one) else (_central(one), _frames(one)) for one in several]  # type: ignore[union-attr, misc]
     dig = _begun(model, systems, seed % 2**31, network)
+    dig.model.to(device)  # type: ignore[attr-defined]
     out = owned(out, [descriptor.node.numpy().tobytes() for descriptor, _ in systems], "protein")
     some = max(1, steps // 20)
     config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
@@ -100,6 +102,7 @@ def fit_backbones(
         _one(dig, systems[0][1], held_out, config, apart, physics, out, seed % 2**31, progress)
         if len(systems) == 1 else _several(dig, systems, longest, config, out, seed % 2**31, progress)
     )  # fmt: skip
+    done.dig.model.to("cpu")  # type: ignore[attr-defined]
     if done.finished:
         card = dataclasses.replace(done.dig.card, name="backbones", history=done.history, scope=_scope(systems), steps=_STEPS)
         done = dataclasses.replace(done, dig=dataclasses.replace(done.dig, card=card))

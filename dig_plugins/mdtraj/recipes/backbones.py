@@ -128,6 +128,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the directory with adk, fs_peptide, two_state_backbone, ...")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--apart", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", help="a model to go on from: a shipped one's name, or a checkpoint")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -136,8 +141,9 @@ def main() -> None:
     data = recipe.read(given.data)
     aside = withheld(len(data.geometry.positions)) if isinstance(data, Backbones) else ()
     found = fit_backbones(
-        data, held_out=aside, steps=given.steps or recipe.steps, batch=recipe.batch, apart=recipe.apart, out=given.out, seed=given.seed
-    )
+        data, given.start, held_out=aside, steps=given.steps or recipe.steps, batch=given.batch or recipe.batch, rate=given.rate,
+        apart=recipe.apart if given.apart is None else given.apart, device=given.device, out=given.out, seed=given.seed,
+    )  # fmt: skip
     if not found.finished:
         raise SystemExit("stopped: run the same command again to go on.")
     card = dataclasses.replace(

@@ -30,6 +30,7 @@ from dig_core.score import NoiseScore, ScoreModel
 from dig_core.system.descriptor import Descriptor
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames, denoising_loss, stratified_times
+from dig_plugins.models import load
 from dig_plugins.pymatgen.convert import grouped
 from dig_plugins.pymatgen.files import read_structures
 
@@ -105,15 +106,15 @@ class Sizes:
 
 
 def train(
-    systems: Sequence[Size], out: Path, minutes: float, *, batch: int = 64, rate: float = 2e-3, seed: int = 1, device: str = "cpu",
-    together: int = 2, **network,
+    systems: Sequence[Size], out: Path, minutes: float, *, start: str | None = None, batch: int = 64, rate: float = 2e-3, seed: int = 1,
+    device: str = "cpu", together: int = 2, **network,
 ) -> DiG:  # fmt: skip
     """A network of these crystals, its options ``network``, trained for about ``minutes`` on ``device``; checkpoints in ``out``.
 
-    ``together``: sizes a step.
+    ``start``: a model to go on from, its name or its file. ``together``: sizes a step.
     """
     first = systems[0].descriptor
-    fresh = CrystalGraphormer(**network, seed=seed)
+    fresh = CrystalGraphormer(**network, seed=seed) if start is None else load(start).model.network.requires_grad_(True)
     model = NoiseScore(fresh, fresh.process(first)).to(device)
     objective = Sizes(systems, together=together)
     steps = _planned(out, minutes, model, objective, batch)
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--start", help="a model to go on from: a shipped one's name, or a checkpoint")
     parser.add_argument("--together", type=int, default=2, help="sizes a step")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--seed", type=int, default=1)
@@ -186,7 +188,7 @@ def main() -> None:
     log.info("%s", ", ".join(f"{size.descriptor.n_atoms} atoms: {len(size.frames)}" for size in systems))
     network = {"width": given.width, "channels": given.channels, "layers": given.layers}
     dig = train(
-        systems, given.out, given.minutes, batch=given.batch, rate=given.rate, seed=given.seed, device=given.device,
+        systems, given.out, given.minutes, start=given.start, batch=given.batch, rate=given.rate, seed=given.seed, device=given.device,
         together=given.together, **network,
     )  # fmt: skip
     dig.save(given.out / "carbon.safetensors")
