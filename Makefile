@@ -2,17 +2,18 @@
 #   make demo        two-minute demonstration: runs/demo-DATE/report.html (OUT=DIR to choose)
 #   make test        the quick tests      make test-slow   the long ones as well
 #   make lint        ruff and mypy        make bench       every benchmark
+#   make docs        build/site           make notebooks  the examples in build/notebooks
 # Override PYTHON to choose an interpreter, VENV to use an environment elsewhere, EXTRAS to install more (EXTRAS=all,dev).
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= openmm,openmmtools,pdbfixer,ase,pymatgen,mdtraj,rdkit,viz,dev
+EXTRAS ?= openmm,openmmtools,pdbfixer,ase,pymatgen,mdtraj,rdkit,viz,docs,dev
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 comma := ,
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs notebooks clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +37,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+
+notebooks: $(STAMP)
+	$(BIN)/python docs/notebooks.py build/notebooks
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
