@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from openmm import app, unit
 from dig_core.errors import IncompatibleError
 from dig_core.files import finished, write_atomically
 
-__all__ = ["read_frames", "read_pdb", "writable", "write_frames"]
+__all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_frames"]
 
 
 def read_pdb(path: str | Path) -> app.PDBFile:
@@ -57,11 +58,39 @@ def write_frames(path: Path, topology: app.Topology, frames: np.ndarray) -> None
     if path.suffix == ".pdb":
         _write_pdb(path, topology, frames)
         return
-    _write_pdb(path.with_suffix(".pdb"), topology, frames[:1])
-    with finished(path) as temporary:
-        trajectory = app.XTCFile(str(temporary), topology, 1.0 * unit.femtosecond, interval=1)
+    with XTC(path, topology) as trajectory:
+        trajectory.write(frames)
+
+
+class XTC:
+    """An XTC file to write frames to, and the first of them as a ``.pdb`` beside it; both are there at the end, or neither is.
+
+    Used as a context::
+
+        with XTC(path, topology) as trajectory:
+            trajectory.write(frames)        # (F, N, 3) nm, as often as there are some
+    """
+
+    def __init__(self, path: Path, topology: app.Topology):
+        self._path, self._topology, self._first = path, topology, None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> XTC:
+        temporary = self._stack.enter_context(finished(self._path))
+        self._file = app.XTCFile(str(temporary), self._topology, 1.0 * unit.femtosecond, interval=1)
+        return self
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append (F, N, 3) nm."""
         for frame in frames:
-            trajectory.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+            self._file.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+        if self._first is None and len(frames):
+            self._first = frames[:1]
+
+    def __exit__(self, *error) -> None:
+        if error[0] is None and self._first is not None:
+            _write_pdb(self._path.with_suffix(".pdb"), self._topology, self._first)
+        self._stack.__exit__(*error)
 
 
 def writable(path: str | Path) -> Path:

@@ -1,0 +1,206 @@
+"""A Monte Carlo chain of a molecule in a directory: MD and DiG proposals, saved as it goes, gone on with by the same call."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dig_core.errors import CheckpointError, IncompatibleError
+from dig_core.files import finished, write_atomically
+from dig_core.montecarlo.analysis import effective_sample_size
+from dig_core.montecarlo.chain import Reason
+from dig_core.random import as_seed
+
+from .. import models
+from ..record import of_checkpoint, of_software, write_record
+from .result import Run
+from .subjects import Given, subject
+
+__all__ = ["mc"]
+
+_COLUMNS = ("u", "log_q", "log_alpha", "accepted", "reason")
+
+
+def mc(
+    model: str | Path, out: str | Path = "chain", *, blocks: int = 100, given: Given | None = None,
+    md_steps: int = 500, proposals: int = 32,
+    timestep: float = 1.0, scheme: str = "metropolis", save: int = 50, seed: int | None = None, progress: bool | None = None,
+) -> Run:  # fmt: skip
+    """A chain of ``blocks`` in the directory ``out``: MD and independent proposals in turn, exact whatever the model is worth.
+
+    The same call goes on with a chain that was cut off, or that had fewer blocks, as if it had never stopped. Files: ``trajectory.xtc``
+    and ``.pdb``, a frame after every test; ``proposals.csv``; ``samples.npz``, the same numbers; ``run.json``; and in ``segments`` and
+    ``state.npz`` what it goes on from, which a killed process leaves whole.
+
+    Parameters
+    ----------
+    model, given: of a molecule in OpenMM. The given structure is minimised first. md_steps, proposals: of a block, ``timestep`` fs.
+    scheme: "metropolis" or "isir", see :class:`dig_plugins.openmm.DiGMonteCarlo`. save: after so many blocks.
+    seed: drawn and kept if None.
+
+    Raises
+    ------
+    IncompatibleError: a directory of something else, a model of something else, settings that are no numbers of blocks.
+    CheckpointError: the directory holds a chain of another system, model or settings, or was written on another machine.
+    """
+    if blocks < 1 or save < 1:
+        raise IncompatibleError(f"expected at least 1 block, and to save after at least 1, got blocks = {blocks} and save = {save}.")
+    directory = Path(out)
+    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not (directory / "settings.json").is_file())):
+        raise IncompatibleError(f"{directory} holds something else than a chain: choose a new directory, so that nothing is overwritten.")
+    state = _state(directory)
+    seed = as_seed(seed) if seed is not None or state is None else int(state["seed"])
+    chain, about = _chain(model, given, state, seed, md_steps, proposals, timestep, scheme)
+    _claim(directory, about)
+    done = 0 if state is None else int(state["segments"])
+    if state is not None:
+        _restore(chain, state)
+    _run(chain, directory, blocks, save, done, progress)
+    return _finish(chain, directory, model, about)
+
+
+def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: int, proposals: int, timestep: float, scheme: str):
+    """A chain at its start, and what decides its numbers."""
+    import openmm
+
+    from ..openmm import DiGMonteCarlo, OpenMMEnergy
+
+    asked = subject(model, given)
+    if asked.kind != "molecule":
+        raise IncompatibleError(f"{model} is a model of {asked.kind}s: chains with MD are for molecules in OpenMM.")
+    platform = asked.energy.platform_name if state is None else str(state["platform"])
+    simulation = asked.system.simulation(seed=seed, platform=platform, timestep=timestep)
+    if state is None:
+        simulation.minimizeEnergy()
+        simulation.context.setVelocitiesToTemperature(asked.temperature, 1 + seed % (2**31 - 2))
+    energy = OpenMMEnergy(asked.system.system, asked.temperature, platform=platform)
+    settings = {"seed": seed, "md_steps": md_steps, "proposals": proposals, "scheme": scheme}
+    chain = DiGMonteCarlo(simulation, asked.dig, energy=energy, **settings)
+    system = hashlib.sha256(openmm.XmlSerializer.serialize(asked.system.system).encode()).hexdigest()
+    return chain, {"model_sha256": models.sha256(model), "system_sha256": system, "timestep_fs": timestep, **settings}
+
+
+def _claim(directory: Path, about: dict) -> None:
+    """Mark the directory as that of this chain; CheckpointError, saying what differs, if it is another's."""
+    place = directory / "settings.json"
+    if place.is_file():
+        held = json.loads(place.read_text(encoding="utf-8"))
+        odd = [f"{key} {held.get(key)}, not {value}" for key, value in about.items() if held.get(key) != value]
+        if odd:
+            said = "; ".join(odd)
+            raise CheckpointError(f"the chain in {directory} was begun with {said}: choose another directory, or the same settings.")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, json.dumps(about, indent=2).encode())
+
+
+def _run(chain, directory: Path, blocks: int, save: int, done: int, progress: bool | None) -> None:
+    """Segments to files, each complete before the state says that it is there."""
+    from tqdm.auto import tqdm
+
+    segments = directory / "segments"
+    segments.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=blocks, initial=chain.blocks, desc="blocks", disable=None if progress is None else not progress) as bar:
+        while chain.blocks < blocks:
+            made = []
+            for _ in range(min(save, blocks - chain.blocks)):
+                made.append(chain.step())
+                bar.update()
+                bar.set_postfix(acceptance=f"{chain.statistics.acceptance:.2f}", refresh=False)
+            columns = {name: np.concatenate([getattr(block.records, name) for block in made]) for name in _COLUMNS}
+            positions = np.concatenate([block.positions for block in made]).astype(np.float32)
+            _save(segments / f"{done:06d}.npz", positions=positions, **columns)
+            done += 1
+            _save(directory / "state.npz", **_flat(chain), segments=done)
+
+
+def _flat(chain) -> dict[str, Any]:
+    """The chain's state as arrays that are read without unpickling."""
+    state = chain.state_dict()
+    held = {f"chain_{name}": value for name, value in state["chain"].items()}
+    context = np.frombuffer(state["context"], dtype=np.uint8)
+    return {**held, "statistics": json.dumps(state["statistics"]), "context": context, "seed": np.uint64(chain.seed),
+            "platform": chain.energy.platform_name}  # fmt: skip
+
+
+def _state(directory: Path) -> dict | None:
+    """What ``state.npz`` holds, None where no chain was begun."""
+    place = directory / "state.npz"
+    if not place.is_file():
+        return None
+    try:
+        with np.load(place) as held:
+            return dict(held)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{place} cannot be read ({error}): begin in another directory.") from error
+
+
+def _restore(chain, state: dict) -> None:
+    import openmm
+
+    head = "chain_"
+    held = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+    statistics = json.loads(str(state["statistics"]))
+    try:
+        chain.load_state_dict({"chain": held, "statistics": statistics, "context": state["context"].tobytes()})
+    except openmm.OpenMMException as error:
+        raise CheckpointError(f"the simulation cannot go on here ({error}): use the machine and the OpenMM that began it.") from error
+
+
+def _save(place: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(place, buffer.getvalue())
+
+
+def _segments(directory: Path) -> Iterator[dict[str, np.ndarray]]:
+    count = int(_state(directory)["segments"])  # type: ignore[index]
+    for number in range(count):
+        with np.load(directory / "segments" / f"{number:06d}.npz") as held:
+            yield dict(held)
+
+
+def _finish(chain, directory: Path, model: str | Path, about: dict) -> Run:
+    """Everything that people look at, from the segments."""
+    from ..openmm.files import XTC
+
+    parts = []
+    with XTC(directory / "trajectory.xtc", chain.simulation.topology) as trajectory:
+        for segment in _segments(directory):
+            trajectory.write(segment.pop("positions"))
+            parts.append(segment)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+    log_weights = np.where(columns["reason"] == Reason.NONE, -columns["u"] - columns["log_q"], -np.inf)
+    _save(directory / "samples.npz", **columns, log_weights=log_weights, seed=np.uint64(chain.seed))
+    _table(directory / "proposals.csv", columns, chain.proposals)
+    found = chain.statistics
+    ess = effective_sample_size(log_weights) if np.isfinite(log_weights).any() else math.nan
+    record = {
+        **of_software("openmm"), **of_checkpoint(model), **about,
+        "system": chain.dig.card.system, "energy": chain.dig.card.energy, "temperature_K": chain.temperature, "blocks": chain.blocks,
+        "acceptance": found.acceptance, "raw_ess": ess, "proposals_made": found.proposed, "failed": found.failed,
+        "longest_rejection_run": found.longest_rejection_run, "energy_platform": chain.energy.platform_name,
+        "md_ps": chain.blocks * chain.md_steps * about["timestep_fs"] / 1000, "units": "trajectory nm, energies kT",
+    }  # fmt: skip
+    write_record(directory, record)
+    said = (
+        f"{chain.blocks} blocks: {found.proposed} proposals, acceptance {found.acceptance:.2f}, raw ESS {ess:.2f}, longest run of "
+        f"rejections {found.longest_rejection_run}, {record['md_ps']:g} ps of MD; seed {chain.seed}.\nchain: {directory}"
+    )
+    return Run(chain, record, said, directory)
+
+
+def _table(place: Path, columns: dict[str, np.ndarray], proposals: int) -> None:
+    with finished(place) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("block", "proposal", *_COLUMNS))
+        for i, (u, log_q, log_alpha, accepted, reason) in enumerate(zip(*columns.values(), strict=True)):
+            named = Reason(int(reason)).name.lower()
+            writer.writerow((1 + i // proposals, i, f"{u:.6f}", f"{log_q:.6f}", f"{log_alpha:.6f}", int(accepted), named))

@@ -1,0 +1,110 @@
+"""Samples of any model, by the engine that its system belongs to, as files that this engine's users open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError
+from dig_core.random import as_seed
+
+from .. import models
+from ..record import of_checkpoint, of_software, write_record
+from .result import Run, writable
+from .subjects import Given, kind_of, subject, temperature_of
+
+__all__ = ["sample"]
+
+
+def sample(
+    model: str | Path, n: int = 1000, out: str | Path | None = None, *, given: Given | None = None, steps: int | None = None,
+    seed: int | None = None, progress: bool | None = None,
+) -> Run:  # fmt: skip
+    """``n`` independent structures with their exact weights where the model has an energy, and a record (``.json``) beside them.
+
+    Parameters
+    ----------
+    model: a name or a checkpoint.
+    out: of molecules ``.xtc`` (with a .pdb and a .npz of weights beside it), ``.pdb`` or ``.npz``; of proteins ``.xtc``, ``.dcd`` or
+        ``.pdb``; of conformers ``.sdf``; of crystals ``.extxyz`` or ``.cif``. The first of them, called "samples", if None.
+    given: the system, where the model does not bring it. steps: of the sampler, the model's own if None.
+    seed: drawn and recorded if None; structure i depends on (seed, i) alone. progress: a bar; None shows it on terminals only.
+
+    Raises
+    ------
+    IncompatibleError: another ending, no directory, a system that is missing or is not the model's; models of adsorbates, which have a
+    verb of their own. And what the engines' functions raise.
+    """
+    dig, given, began = models.load(model), given or Given(), time.perf_counter()
+    kind = kind_of(dig)
+    if kind not in _DRAWN:
+        raise IncompatibleError(f"{model} is a model of adsorbates: sample it by dig_plugins.ase.adsorption.adsorb (the verb adsorb).")
+    suffixes, draw = _DRAWN[kind]
+    out, seed = writable(Path(f"samples{suffixes[0]}") if out is None else out, suffixes), as_seed(seed)
+    result, said, packages = draw(dig, str(model), given, n, out, {"seed": seed, "steps": steps}, progress)
+    size = result.effective_sample_size
+    size = size() if callable(size) else size
+    record = {
+        **of_software(*packages), **of_checkpoint(model), "kind": kind, "system": dig.card.system, "samples": n, "seed": seed,
+        "steps": dig.card.steps if steps is None else steps, "temperature_K": dig.card.temperature, "energy": dig.card.energy,
+        "effective_sample_size": size, "seconds": time.perf_counter() - began, "files": out.name, "units": _UNITS[kind],
+    }  # fmt: skip
+    if kind != "protein":  # whose ensembles write a record of their own
+        write_record(out, record)
+    return Run(result, record, f"{said}, seed {seed}: {out}", out)
+
+
+def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+    from ..openmm import sample as draw
+
+    if given.of is None and "structure" in models.index().get(model, {}):
+        found = draw(model, n, progress=progress, **options)
+    else:
+        system = subject(model, given).system
+        found = draw(dig, n, simulation=system.simulation(seed=options["seed"]), progress=progress, **options)
+    found.save(out)
+    return found, f"{n} structures worth {found.effective_sample_size:.0f} equilibrium samples", ("openmm",)
+
+
+def _protein(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+    from ..mdtraj import sample_backbones
+
+    found = sample_backbones(subject(model, given).dig, n, progress=progress, **options)
+    found.write(out)
+    return found, f"{n} backbones ({found.counts})", ("mdtraj",)
+
+
+def _conformers(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+    from ..rdkit import sample_conformers
+
+    asked = subject(model, given)
+    options |= {"model": dig, "variant": asked.energy_name, "progress": progress}
+    found = sample_conformers(asked.system, n, temperature_of(dig, given), **options)
+    found.write_sdf(out)
+    return found, f"{n} conformers worth {found.effective_sample_size():.0f} equilibrium samples", ("rdkit",)
+
+
+def _crystal(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+    from ..pymatgen import design
+
+    if given.of is None:
+        raise IncompatibleError(f"the model {model} is one of crystals: give a composition, such as C8.")
+    found = design(given.of, n, model=dig, **options)
+    found.write(out)
+    return found, f"{len(found)} crystals, {found.failed} draws without a structure", ("pymatgen",)
+
+
+_DRAWN: dict[str, tuple[tuple[str, ...], Callable]] = {
+    "molecule": ((".xtc", ".pdb", ".npz"), _molecule),
+    "protein": ((".xtc", ".dcd", ".pdb"), _protein),
+    "conformers": ((".sdf",), _conformers),
+    "crystal": ((".extxyz", ".cif"), _crystal),
+}
+_UNITS = {
+    "molecule": "positions nm, energies kT, log weights nats",
+    "protein": "trajectories in their format's, log_weight in nats",
+    "conformers": "Angstrom, energies kcal/mol, log weights nats",
+    "crystal": "Angstrom, log q in nats",
+}
