@@ -26,7 +26,10 @@ myst_heading_anchors = 3
 # A page that takes in README.md or RESULTS.md begins with their headings.
 suppress_warnings = ["myst.header"]
 
-ENGINES = ["ase", "chgnet", "matplotlib", "mdtraj", "openmm", "openmmml", "openmmtools", "pdbfixer", "py3Dmol", "pymatgen", "rdkit", "scipy"]
+ENGINES = [
+    "ase", "chgnet", "filelock", "matplotlib", "mdtraj", "openmm", "openmmml", "openmmtools", "pdbfixer", "py3Dmol", "pymatgen", "rdkit",
+    "scipy",
+]  # fmt: skip
 autodoc_mock_imports = [name for name in ENGINES if find_spec(name) is None]
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
@@ -40,33 +43,33 @@ SHAPE = re.compile(r"(``.*?``)|([*|])", re.DOTALL)
 
 
 def plain(text: str) -> str:
-    """``text`` with its stars and bars escaped, (B, *shape) and p(x | y), which are no mark-up; literals stay."""
-    return SHAPE.sub(lambda found: found[1] or f"\\{found[2]}", text)
+    """``text`` with stars and bars escaped, which in (B, *shape) and p(x | y) are no mark-up; literals and code stay."""
+    parts = text.split("::\n\n")
+    for number, part in enumerate(parts):
+        # What follows two colons is code, up to the next line that is not indented.
+        code = re.match(r"(?: {4}.*\n|\n)*", part)[0] if number else ""
+        parts[number] = code + SHAPE.sub(lambda found: found[1] or f"\\{found[2]}", part[len(code) :])
+    return "::\n\n".join(parts)
 
 
 def sections(app, what, name, obj, options, lines: list[str]) -> None:
     """Underlined sections of a docstring become rubrics, their lines ``name: what it is`` items of a list."""
     found: list[str] = []
     section = item = False
-    text = "\n".join(lines).split("::\n\n")
-    # What follows two colons is code up to the next line that is not indented.
-    for part, block in enumerate(text):
-        code, rest = re.match(r"((?:    .*\n|\n)*)(.*)", block, re.DOTALL).groups() if part else ("", block)
-        text[part] = code + plain(rest)
-    lines[:] = "::\n\n".join(text).split("\n")
-    for number, line in enumerate(lines):
-        below = lines[number + 1] if number + 1 < len(lines) else ""
-        if re.fullmatch(r"-{3,}", below) and line.strip():
+    given = [*plain("\n".join(lines)).split("\n"), ""]
+    for line, below in zip(given, given[1:], strict=False):
+        if re.fullmatch("-{3,}", below):
             found += ["", f".. rubric:: {line.strip()}", ""]
             section, item = True, False
-        elif re.fullmatch(r"-{3,}", line):
+        elif re.fullmatch("-{3,}", line):
             found.append("")
         elif section and ITEM.match(line):
-            given, told = line.split(": ", 1)
+            term, told = line.split(": ", 1)
             item = True
-            found.append(f"* ``{given}``: {told}")
+            found.append(f"* ``{term}``: {told}")
         else:
-            found.append(f"  {line.strip()}" if item and line.strip() else line)
+            item = item and bool(line.strip())
+            found.append(f"  {line.strip()}" if item else line)
     lines[:] = found
 
 
@@ -82,6 +85,7 @@ def local(app, page: str, source: list[str]) -> None:
 
 
 def setup(app) -> None:
+    """Sphinx calls this."""
     app.connect("autodoc-process-docstring", sections)
     app.connect("autodoc-skip-member", fields)
     app.connect("source-read", local)
