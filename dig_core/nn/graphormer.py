@@ -165,7 +165,7 @@ class Graphormer(nn.Module):
             self.blocks = nn.ModuleList(Block(width, heads, ffn, dtype) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
 
-    def forward(self, positions: Tensor, t: Tensor, descriptor: Descriptor) -> Encoded:
+    def forward(self, positions: Tensor, t: Tensor, descriptor: Descriptor, extra: Tensor | None = None) -> Encoded:
         """Encode a batch.
 
         Parameters
@@ -174,6 +174,7 @@ class Graphormer(nn.Module):
         t: (B,), (1,) or a scalar tensor, time in [0, 1]; one value for all is the cheaper case.
         descriptor: of one molecule, numbers (N,), node (N, Fv), pair (N, N, Fp); or the same with B before each, one
             molecule per sample. Atoms of number 0 are padding.
+        extra: (B, N, width), whatever else is known of each atom.
 
         Raises
         ------
@@ -193,6 +194,8 @@ class Graphormer(nn.Module):
         bias, near = self.distance(centre(positions, mask, dtype), types, pairs, incidence)
         bias = bias * (1 + self.time_bias(active))[:, None]
         x = self.atom(node) + embedded[:, None] + near
+        if extra is not None:
+            x = x + extra
         if self.reference is not None:
             fixed, near = self.reference(centre(_reference(descriptor, n), mask, dtype), types, pairs, incidence)
             bias, x = bias + fixed, x + near
