@@ -21,7 +21,7 @@ class Scaffold:
 
     ``centre`` (M, S), ``spread`` (M, S, S): raw values are centre + spread @ shape; ``fold`` (M, T) and ``share`` (M, T, S): raw torsions
     are fold * torsion - share @ raw; ``rows`` (M, K, R, 4) atoms of K levels, ``values`` (M, K, R, 3) columns of [raw, torsions, 0];
-    ``straight`` (M, K, R). Atom N is nobody's. ``start`` (M, 3) the first three atoms, ``third`` (M, 4) columns of the second's bond and
+    ``straight`` (M, K, R), and ``bends`` whether any of a level is. Atom N is nobody's. ``start`` (M, 3) the first three atoms, ``third`` (M, 4) columns of the second's bond and
     the third's bond and angle, and whether the third hangs on the second; ``root`` (M,); ``origin`` (M, 3) the pocket's centre, Angstrom.
     """
 
@@ -37,6 +37,7 @@ class Scaffold:
     root: Tensor
     origin: Tensor
     atoms: int
+    bends: tuple[bool, ...]
 
     @classmethod
     def of(cls, systems: list[Complex]) -> Scaffold:
@@ -69,7 +70,8 @@ class Scaffold:
                 values[k, level, :r] = torch.stack([data.first, data.second, data.third if data.straight else phi], 1)
                 straight[k, level, :r] = data.straight
         origin = torch.stack([s.centre for s in systems]).float()
-        return cls(centre, spread, fold, share, rows, values, straight, start, third, start[:, 1].clone(), origin, n)
+        bends = tuple(straight.any(2).any(0).tolist())
+        return cls(centre, spread, fold, share, rows, values, straight, start, third, start[:, 1].clone(), origin, n, bends)
 
     def to(self, device: torch.device | str) -> Scaffold:
         """The same on another device."""
@@ -89,7 +91,7 @@ class Scaffold:
             j, k, m = (sites.gather(1, atoms[:, :, c, None].expand(-1, -1, 3)) for c in (1, 2, 3))
             a, b, c = (table.gather(1, values[:, level, :, i]) for i in range(3))
             new = extend(m, k, j, a, b, c)
-            if bool(straight[:, level].any()):
+            if self.bends[level]:
                 along, side, normal = frame(m, k, j)
                 linear = j + a[..., None] * along + b[..., None] * side + c[..., None] * normal
                 new = torch.where(straight[:, level, :, None], linear, new)

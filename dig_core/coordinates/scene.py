@@ -67,9 +67,10 @@ class Scene:
         found |= {name: _padded([one[name] for one in theirs]) for name in theirs[0]}
         return cls(**found, pocket=torch.tensor(which))
 
-    def to(self, device: torch.device | str) -> Scene:
-        """The same on another device."""
-        return Scene(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+    def to(self, like: Tensor) -> Scene:
+        """The same where ``like`` is, numbers that are not whole as precise as it."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Scene(**{name: x.to(like) if x.is_floating_point() else x.to(like.device) for name, x in parts.items()})
 
 
 def _same_pocket(one: Complex, other: Complex) -> bool:

@@ -92,12 +92,12 @@ class PoseGraphormer(nn.Module):
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
         """Noise departures and log-variances of B states of one complex at times ``t`` (1,) or (B,)."""
-        system, device = complex_of(descriptor), self.kind.weight.device
+        system = complex_of(descriptor)
         ligand = self.coordinates.ligand(state, system).to(self.kind.weight)
-        which = torch.zeros(len(ligand), dtype=torch.long, device=device)
+        which = torch.zeros(len(ligand), dtype=torch.long, device=ligand.device)
         held = {name: x.to(self.kind.weight) for name, x in state.items()}
         held.setdefault("torsion", held["shape"].new_zeros(len(which), 0))
-        noise, spread = self.look(held, ligand, t.to(self.kind.weight), system.scene.to(device), which)
+        noise, spread = self.look(held, ligand, t.to(self.kind.weight), system.scene.to(self.kind.weight), which)
         return {n: noise[n] for n in state}, {n: spread[n] for n in state}
 
     def look(self, state: State, ligand: Tensor, t: Tensor, scene: Scene, which: Tensor) -> tuple[Tangent, Tangent]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +28,15 @@ class Poses:
     """Denoising score matching on poses of several complexes as an objective; also what validates it.
 
     ``systems`` with frames of each in the coordinates of :class:`~dig_core.coordinates.bound.Bound`; ``weight`` (M,) how often each is
-    drawn, alike if None. States are padded to one size, so that a batch holds any mixture. All is computed where the network's weights
+    drawn, alike if None; ``jitter`` Angstrom by which pocket atoms are shaken at every training step, so that a pocket is known by more than
+    its exact distances. States are padded to one size, so that a batch holds any mixture. All is computed where the network's weights
     are. Raises IncompatibleError for no systems, and for a score that is not a :class:`PoseGraphormer`'s.
     """
 
     systems: Sequence[tuple[Complex, Frames]]
     spread_weight: float = 0.1
     weight: Tensor | None = None
+    jitter: float = 0.0
     scene: Scene = field(init=False, repr=False)
     scaffold: Scaffold = field(init=False, repr=False)
     frames: list[State] = field(init=False, repr=False)
@@ -54,19 +56,19 @@ class Poses:
         share = torch.ones(len(self.systems)) if self.weight is None else self.weight
         which = torch.multinomial(share, batch, replacement=True, generator=order)
         pick = (torch.rand(batch, generator=order) * self.sizes[which]).long()
-        loss = self._loss(model, which, pick, stratified_times(batch, order), noise)
+        loss = self._loss(model, which, pick, stratified_times(batch, order), noise, self.jitter)
         return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
         """Mean losses over some frames of every system, with the same times and noise at every call."""
         rng = torch.Generator().manual_seed(seed)
-        which = torch.arange(len(self.systems)).repeat(8)
+        which = torch.arange(len(self.systems)).repeat(4)
         pick = (torch.rand(len(which), generator=rng) * self.sizes[which]).long()
         times = stratified_times(len(which), rng)[torch.randperm(len(which), generator=rng)]
         parts = [self._loss(model, w, p, t, rng) for w, p, t in zip(which.split(64), pick.split(64), times.split(64), strict=True)]
         return {name: sum(float(part[name].detach()) for part in parts) / len(parts) for name in parts[0]}
 
-    def _loss(self, model: ScoreModel, which: Tensor, pick: Tensor, t: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def _loss(self, model: ScoreModel, which: Tensor, pick: Tensor, t: Tensor, rng: torch.Generator, jitter: float = 0.0) -> dict[str, Tensor]:
         if not isinstance(model, NoiseScore) or not isinstance(model.network, PoseGraphormer):
             raise IncompatibleError(f"expected a NoiseScore of a PoseGraphormer, got a {type(model).__name__}.")
         network, device = model.network, model.network.kind.weight.device
@@ -74,11 +76,14 @@ class Poses:
         clean = {n: torch.stack([self.frames[w][n][k] for w, k in zip(which.tolist(), pick.tolist(), strict=True)]) for n in names}
         process = network.joint(clean["shape"].shape[1], clean["torsion"].shape[1])
         noised = process.noise(clean, t, rng)
-        scene, which = self._there(device), which.to(device)
+        scene, which = self._held("scene", network.kind.weight), which.to(device)
+        if jitter:
+            shaken = scene.wall_at + jitter * torch.randn(scene.wall_at.shape, generator=rng).to(device)
+            scene = replace(scene, wall_at=shaken)
         state, target, drawn = ({n: x.to(device) for n, x in part.items()} for part in noised)
         t = t.to(device)
         with torch.no_grad():
-            ligand = self._placer(device).place(state, which, network.coordinates.width)
+            ligand = self._held("scaffold", network.kind.weight).place(state, which, network.coordinates.width)
         departure, log_spread = network.look(state, ligand, t, scene, which)
         masks = {"torsion": scene.turns_real[which], "shape": scene.shapes_real[which]}
         error, misfit = torch.zeros_like(t), torch.zeros_like(t)
@@ -91,17 +96,12 @@ class Poses:
             misfit = misfit + 0.5 * ((left / spread + spread.log()) * mask).sum(1)
         return {"noise": error.mean(), "spread": misfit.mean()}
 
-    def _there(self, device: torch.device) -> Scene:
-        return self._held("scene", device)
-
-    def _placer(self, device: torch.device) -> Scaffold:
-        return self._held("scaffold", device)
-
-    def _held(self, name: str, device: torch.device):
+    def _held(self, name: str, like: Tensor):
         """Moved once: to where the network is."""
-        key = f"_{name}_there"
-        if key not in self.__dict__ or self.__dict__[key][0] != device:
-            self.__dict__[key] = (device, getattr(self, name).to(device))
+        key, wanted = f"_{name}_there", (like.device, like.dtype)
+        if key not in self.__dict__ or self.__dict__[key][0] != wanted:
+            found = getattr(self, name)
+            self.__dict__[key] = (wanted, found.to(like) if name == "scene" else found.to(like.device))
         return self.__dict__[key][1]
 
 

@@ -10,9 +10,10 @@ their pocket and blurred by the harmonic law of MMFF94 about them. Resumable: ru
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,30 +113,50 @@ def _tensors(system: Complex, frames: Frames) -> dict[str, torch.Tensor]:
     return {k: v.contiguous().clone() for k, v in (found | {f"state.{n}": x for n, x in frames.state.items()}).items()}
 
 
-def train(poses: Path, out: Path, *, without: str | None, steps: int, batch: int, device: str, seed: int, size: dict) -> DiG:
-    """The network of all targets but ``without``; checkpoints in ``out``."""
+def train(
+    poses: Path, out: Path, *, without: str | None, steps: int, seconds: float | None, batch: int, device: str, seed: int, size: dict
+) -> DiG:
+    """The network of all targets but ``without``; checkpoints in ``out``. ``seconds`` of training, if given, decide the steps."""
     rows = [(about, system, frames) for about, system, frames in read_poses(poses) if about["target"] != without]
     known = [(system, frames) for about, system, frames in rows if not about["withheld"]]
     targets = [about["target"] for about, *_ in rows if not about["withheld"]]
     weight = torch.tensor([1 / targets.count(t) ** 0.5 for t in targets])
-    aside = [(system, frames) for about, system, frames in rows if about["withheld"]]
-    torch.manual_seed(seed)
+    aside = Poses([(system, frames) for about, system, frames in rows if about["withheld"]])
+    objective = Poses(known, weight=weight, jitter=0.15)
     network = PoseGraphormer(seed=seed, **size).to(device)
     model = NoiseScore(network, network.process(known[0][0]))
+    if seconds is not None:
+        steps = _steps(model, objective, out, seconds, batch, device)
     config = LoopConfig(steps=steps, batch=batch, rate=1e-3, warmup=min(200, steps // 10), average=0.998, every=max(1, steps // 20), seed=seed)
     # What is withheld is looked at, in the log; nothing is chosen by it.
-    result = optimise(model, Poses(known, weight=weight), config, validation=Poses(aside), directory=out, label="poses")  # type: ignore[arg-type]
+    result = optimise(model, objective, config, validation=aside, directory=out, label=out.name)  # type: ignore[arg-type]
     done = result.model.cpu().eval().requires_grad_(False)
-    history = [{"stage": "poses", "complexes": len(known), "steps": result.steps, "batch": batch, "seed": seed, "seconds": round(result.seconds)}]
-    held = [about["name"] for about, *_ in rows if about["withheld"]]
+    row = {"stage": "poses", "complexes": len(known), "steps": result.steps, "batch": batch, "seed": seed, "seconds": round(result.seconds)}
     card = Card(
-        name="pockets" if without is None else f"pockets-without-{without}", system="ligands in pockets", steps=24, history=history,
-        energy="poses of openfe-benchmarks, minimised with MMFF94s and blurred by its harmonic law", temperature=300.0,
+        name=out.name, system="ligands in pockets", steps=24, history=[row], temperature=300.0,
+        energy="poses of openfe-benchmarks, minimised with MMFF94s and blurred by its harmonic law",
         intended_use="poses of a ligand in a pocket of a target it was trained on; proposals for Monte Carlo in a fixed pocket",
-        limits="targets that it was not trained on; metals, waters and induced fit; neutral to doubly charged drug-like molecules",
-        scope={"target": sorted(set(targets)), "withheld": held},
+        limits="other targets; metals, waters and induced fit; ligands unlike those of the series",
+        scope={"target": sorted(set(targets)), "withheld": [about["name"] for about, *_ in rows if about["withheld"]]},
     )  # fmt: skip
-    return dataclasses.replace(DiG(done, network.coordinates, known[0][0], card))
+    return DiG(done, network.coordinates, known[0][0], card)
+
+
+def _steps(model: NoiseScore, objective: Poses, out: Path, seconds: float, batch: int, device: str) -> int:
+    """How many fit into ``seconds`` here; decided once."""
+    plan = out / "plan.json"
+    if not plan.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        trial, rng = copy.deepcopy(model), [torch.Generator().manual_seed(k) for k in (0, 1)]
+        took = []
+        for _ in range(8):
+            began = time.monotonic()
+            sum(objective(trial, batch, *rng).values()).backward()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            took.append(time.monotonic() - began)
+        write_atomically(plan, json.dumps({"steps": max(20, int(0.9 * seconds / float(np.median(took[2:]))))}).encode())
+    return int(json.loads(plan.read_text())["steps"])
 
 
 def main() -> None:
@@ -146,6 +167,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--without", choices=TARGETS, help="a target to leave out")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seconds", type=float, help="of training, in place of steps")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
@@ -154,7 +176,8 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the poses' file and stop")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if given.device == "cpu" else 4)
+    torch.set_float32_matmul_precision("high")
     if given.poses is None and given.data is None:
         parser.error("give --data, or --poses of an earlier run.")
     poses = given.poses or prepare(given.data, given.out)
@@ -163,8 +186,9 @@ def main() -> None:
     size = {"width": given.width, "layers": given.layers, "heads": max(4, given.width // 16)}
     name = "pockets" if given.without is None else f"pockets-without-{given.without}"
     dig = train(
-        poses, given.out / name, without=given.without, steps=given.steps, batch=given.batch, device=given.device, seed=given.seed, size=size
-    )
+        poses, given.out / name, without=given.without, steps=given.steps, seconds=given.seconds, batch=given.batch, device=given.device,
+        seed=given.seed, size=size,
+    )  # fmt: skip
     dig.save(given.out / f"{name}.safetensors")
 
 
