@@ -54,6 +54,8 @@ def plain(text: str) -> str:
 
 def sections(app, what, name, obj, options, lines: list[str]) -> None:
     """Underlined sections of a docstring become rubrics, their lines ``name: what it is`` items of a list."""
+    if lines[:1] == ["Call self as a function."]:  # what Python says of a contract's __call__
+        lines.clear()
     found: list[str] = []
     section = item = False
     given = [*plain("\n".join(lines)).split("\n"), ""]
