@@ -38,7 +38,8 @@ class ConformerGraphormer(nn.Module):
         super().__init__()
         options: dict[str, Any] = {**(encoder or {}), "node_sizes": NODE_SIZES, "pair_sizes": PAIR_SIZES}
         self.encoder = Graphormer(**options)
-        width, seed = self.encoder.config["width"], self.encoder.config["seed"]
+        shared: dict[str, Any] = self.encoder.config
+        width, seed = shared["width"], shared["seed"]
         self.config: dict[str, Any] = {"given": given, "encoder": self.encoder.config}
         with seeded(seed + 1):
             self.enter = nn.Linear(FEATURES, width)
@@ -75,7 +76,7 @@ class ConformerGraphormer(nn.Module):
         return Rows(**{name: getattr(self, f"_{name}") for name in Rows._fields})
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
-        """(noise departure, log-variance departure), each (B, n) a component, where the state is; ``t`` (B,) or (1,). The molecule is
+        """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,). The molecule is
         the one bound to, the descriptor is not read."""
         rows, weight = self.rows, self.leave.weight
         shape, torsion = state["shape"].to(weight), state["torsion"].to(weight)
@@ -88,8 +89,7 @@ class ConformerGraphormer(nn.Module):
         around = [node, *(_taken(padded, rows.before[..., c]) for c in range(3)), values]
         out = self.leave(F.silu(self.hidden(torch.cat(around, -1)))).flatten(1).unflatten(1, (-1, 2))
         out = torch.cat([out, torch.zeros_like(out[:, :1])], 1)
-        home = state["shape"].device
-        both = {name: _taken(out, index).to(home) for name, index in (("shape", rows.shape), ("torsion", rows.torsion))}
+        both = {name: _taken(out, index) for name, index in (("shape", rows.shape), ("torsion", rows.torsion))}
         return {n: x[..., 0] for n, x in both.items()}, {n: x[..., 1] for n, x in both.items()}
 
 

@@ -6,7 +6,6 @@ import math
 
 import torch
 from rdkit import Chem
-from rdkit.Chem import rdForceFieldHelpers as forcefields
 from torch import Tensor
 
 from dig_core.coordinates import Internal
@@ -22,8 +21,9 @@ from dig_core.types import Geometry
 from .convert import describe, embed, to_geometry
 from .coordinates import internal_coordinates
 from .energy import MMFFEnergy, reduced_unit
+from .minima import minimised
 
-__all__ = ["basin_frames", "distinct", "encoded", "minimised", "transferable_coordinates"]
+__all__ = ["basin_frames", "distinct", "encoded", "transferable_coordinates"]
 
 _ROUGH, _SEED = 60, 0
 _SAME = 0.35  # rad or widths: minima whose coordinates all agree within it are one
@@ -38,17 +38,9 @@ def transferable_coordinates(mol: Chem.Mol, temperature: float = 300.0) -> tuple
     that they were made from: its own structure is not read but for stereochemistry, and the same molecule gives the same."""
     bare = Chem.Mol(mol)
     bare.RemoveAllConformers()
-    first = embed(bare, 1, seed=_SEED)
-    forcefields.MMFFOptimizeMolecule(first, mmffVariant="MMFF94s", maxIters=2000)
+    first, _ = minimised(embed(bare, 1, seed=_SEED))
     rough = embed(first, _ROUGH, seed=_SEED + 1)
     return internal_coordinates(first, to_geometry(rough), temperature), describe(first), rough
-
-
-def minimised(mol: Chem.Mol) -> tuple[Chem.Mol, Tensor]:
-    """Every conformer at its MMFF94s minimum, and the energies (n,) in kcal/mol."""
-    copy = Chem.Mol(mol)
-    found = forcefields.MMFFOptimizeMoleculeConfs(copy, mmffVariant="MMFF94s", maxIters=2000)
-    return copy, torch.tensor([energy for _, energy in found], dtype=torch.float64)
 
 
 def distinct(frames: Frames, energy: Tensor, near: float = _SAME) -> Tensor:
@@ -72,7 +64,8 @@ def basin_frames(
     atoms that overlap, are left out. Weights of minima leave out their widths, and one that distance geometry does not lead to is missed.
     """
     coordinates, descriptor, rough = transferable_coordinates(mol, temperature)
-    low, energies = minimised(rough)
+    low, found = minimised(rough)
+    energies = torch.from_numpy(found)
     frames = frames_of(coordinates, descriptor, to_geometry(low))
     sound = coordinates.valid(frames.state, descriptor) & (energies < energies.min() + window)
     chosen = sound.nonzero()[:, 0]

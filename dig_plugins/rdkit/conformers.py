@@ -16,11 +16,13 @@ from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool
 from dig_core.random import Streams, as_seed
 from dig_core.types import Geometry
 
+from .. import models
 from .check import label
 from .convert import check_structure, describe, with_conformers
 from .energy import MMFFEnergy
 from .ensemble import ConformerEnsemble
 from .training import fit_molecule
+from .transfer import on_molecule
 
 __all__ = ["CORRECTIONS", "check_model", "sample_conformers"]
 
@@ -47,7 +49,8 @@ def sample_conformers(
     Parameters
     ----------
     mol: with all hydrogens and stereochemistry.
-    model: a DiG of this molecule or its file; trained for ``budget`` first if None (keep it: :func:`.training.fit_molecule`).
+    model: a DiG of this molecule or its file, trained for ``budget`` first if None (keep it: :func:`.training.fit_molecule`); or
+        ``"conformers"``, the shipped model of any molecule, whose conformers are worth less.
     correct: ``"reweight"``, independent conformers with raw weights exp(-E/kT) / q; ``"mc"``, a Metropolis chain on the model's proposals,
         conformers of equal weight, repeats included; None, the model's own law, whatever it is.
     seed: conformer i depends on (seed, i) alone, of a chain on those before it too.
@@ -64,7 +67,7 @@ def sample_conformers(
     seed = as_seed(seed)
     if model is None:
         model = fit_molecule(mol, temperature, variant=variant, budget=budget, seed=seed, progress=progress).dig
-    dig = model if isinstance(model, DiG) else DiG.load(model)
+    dig = on_molecule(model if isinstance(model, DiG) else models.load(model), mol)
     check_model(dig, mol, temperature, variant)
     energy = MMFFEnergy(mol, temperature, variant=variant)
     if correct == "mc":
