@@ -1,1 +1,32 @@
 """Ligands in pockets: pockets from PDB files, poses with probabilities, MMFF94 in a pocket, checks of poses."""
+
+from ...lazy import lazily
+
+_HOME = {
+    "Cluster": "ensemble",
+    "Form": "describe",
+    "Pocket": "pocket",
+    "PocketEnergy": "energy",
+    "PoseChecks": "checks",
+    "PoseEnsemble": "ensemble",
+    "PoseProposal": "proposal",
+    "bound_to": "proposal",
+    "check_place": "describe",
+    "check_poses": "checks",
+    "describe_complex": "describe",
+    "nearest_form": "data",
+    "overlaps": "describe",
+    "pose_rmsd": "ensemble",
+    "posed": "data",
+    "read_pocket": "pocket",
+    "relax": "minimise",
+    "ring_forms": "describe",
+    "sample_poses": "sample",
+}
+
+__all__ = sorted(_HOME)
+__getattr__ = lazily(__name__, _HOME, "rdkit", "RDKit")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,7 +20,7 @@ from ..convert import to_geometry
 from .describe import Form, check_place, describe_complex, ring_forms
 from .energy import PocketEnergy
 from .pocket import Pocket
-from .relax import relax
+from .minimise import relax
 
 __all__ = ["Posed", "frames_of_pose", "nearest_form", "posed"]
 

@@ -20,6 +20,7 @@ _ALSO = {
 }  # fmt: skip
 _CAPS = frozenset({"ACE", "NME", "NMA", "NH2", "NHE"})
 _WATERS = frozenset({"HOH", "WAT", "H2O", "DOD", "SOL", "SPC", "TIP", "TIP3", "TP3", "T3P"})
+_CHARGES = {3: 1, 11: 1, 19: 1, 37: 1, 55: 1, 47: 1, 9: -1, 17: -1, 35: -1, 53: -1} | dict.fromkeys((12, 20, 25, 26, 27, 28, 29, 30, 38, 48, 56, 80), 2)
 CAP, WATER, ION, COFACTOR = range(len(_AMINO) + 1, len(_AMINO) + 5)
 KINDS = COFACTOR + 1
 """Number of kinds: 0 is the ligand's, 1 to 20 the amino acids."""
@@ -59,6 +60,9 @@ def repair(mol: Chem.Mol, what: str) -> Chem.Mol:
             first, second = (edit.GetAtomWithIdx(names[n]) for n in ("NH1", "NH2"))
             if first.GetFormalCharge() == second.GetFormalCharge() == 1:
                 first.SetFormalCharge(0)
+    for names in residues.values():
+        if len(names) == 1:
+            _ion(edit.GetAtomWithIdx(next(iter(names.values()))))
     edit.UpdatePropertyCache(strict=False)
     for bond in edit.GetBonds():
         ends = bond.GetBeginAtom(), bond.GetEndAtom()
@@ -78,6 +82,15 @@ def _open(atom: Chem.Atom) -> bool:
     return atom.GetTotalNumHs() > 0 and any(
         b.GetAtomicNum() == 1 for a in atom.GetNeighbors() for b in (*a.GetNeighbors(), *(c for n in a.GetNeighbors() for c in n.GetNeighbors()))
     )
+
+
+def _ion(atom: Chem.Atom) -> None:
+    """The usual charge, where the file gives none; an oxygen alone is a water without hydrogens, and stays one."""
+    number = atom.GetAtomicNum()
+    if atom.GetFormalCharge() == 0 and number in _CHARGES:
+        atom.SetFormalCharge(_CHARGES[number])
+    if number in _CHARGES:
+        atom.SetNoImplicit(True)
 
 
 def _histidine(edit: Chem.RWMol, names: dict[str, int]) -> None:

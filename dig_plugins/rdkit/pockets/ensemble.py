@@ -1,0 +1,130 @@
+"""Poses with what they weigh: clusters with probabilities, checks, relaxation, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rdkit import Chem
+
+from dig_core.errors import IncompatibleError
+from dig_core.files import write_atomically
+from dig_core.montecarlo import analysis
+from dig_core.montecarlo.analysis import Estimate
+
+from ..compare import heavy_symmetries
+from ..convert import to_geometry, with_conformers
+from .checks import PoseChecks, check_poses
+from .energy import PocketEnergy
+from .pocket import Pocket
+from .minimise import relax
+
+__all__ = ["Cluster", "PoseEnsemble", "pose_rmsd"]
+
+_RESAMPLES = 200
+
+
+class Cluster(NamedTuple):
+    """Poses ``members``, indices, the heaviest first, and their ``probability`` with a bootstrap standard error."""
+
+    members: tuple[int, ...]
+    probability: Estimate
+
+
+@dataclass(frozen=True)
+class PoseEnsemble:
+    """``mol`` with n poses in the frame of ``pocket``, whose properties hold the same numbers as the arrays do.
+
+    ``energy`` (n,) kcal/mol of MMFF94, the pocket's own left out, nan where it was not asked for; ``log_q`` (n,) log-density of how a pose
+    was proposed, Angstrom, nan where there is none; ``log_weight`` (n,) raw and never clipped; ``acceptance`` of a Metropolis chain on
+    the model's proposals; ``block``: poses that errors take together.
+    """
+
+    mol: Chem.Mol
+    pocket: Pocket
+    energy: np.ndarray
+    log_q: np.ndarray
+    log_weight: np.ndarray
+    temperature: float
+    seed: int
+    acceptance: float
+    block: int = 1
+
+    def __len__(self) -> int:
+        return len(self.log_weight)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n, L, 3) Angstrom."""
+        return to_geometry(self.mol).positions.numpy()
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(n,) normalised to one."""
+        return analysis.normalised_weights(self.log_weight)
+
+    def effective_sample_size(self) -> float:
+        """Raw Kish size, in poses."""
+        return analysis.effective_sample_size(self.log_weight) * len(self)
+
+    def clusters(self, radius: float = 2.0) -> list[Cluster]:
+        """Poses within ``radius`` Angstrom (RMSD in place) of a heavier one that no other has taken; the most probable first."""
+        apart, weights = pose_rmsd(self.mol, self.mol), self.weights
+        label = np.full(len(self), -1)
+        for k in np.argsort(-weights, kind="stable"):
+            if label[k] < 0:
+                label[(apart[k] < radius) & (label < 0)] = k
+        found, groups = np.unique(label, return_inverse=True)
+
+        def shares(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+            return np.bincount(index, weight, minlength=len(found)) / weight.sum()
+
+        rng = np.random.default_rng(self.seed)
+        share = analysis.bootstrap(shares, groups, weights, block=self.block, n=_RESAMPLES, rng=rng)
+        made = []
+        for k, (value, error) in enumerate(zip(share.value, share.stderr, strict=True)):
+            members = np.flatnonzero(groups == k)
+            members = members[np.argsort(-weights[members], kind="stable")]
+            made.append(Cluster(tuple(members.tolist()), Estimate(float(value), float(error))))
+        return sorted(made, key=lambda c: -c.probability.value)
+
+    def checks(self) -> PoseChecks:
+        """What is wrong with each pose, see :func:`.checks.check_poses`."""
+        return check_poses(self.mol, self.pocket)
+
+    def relaxed(self, *, variant: str = "MMFF94s", steps: int = 200) -> PoseEnsemble:
+        """Every pose minimised in the pocket as it is (MMFF94); such poses have an energy and no density."""
+        energy = PocketEnergy(self.mol, self.pocket, self.temperature, variant=variant)
+        done = relax(to_geometry(self.mol).positions, energy, steps=steps)
+        none = np.full(len(self), np.nan)
+        numbers = {"energy": (done.after * energy.kt).numpy(), "log_q": none, "log_weight": self.log_weight}
+        mol = with_conformers(self.mol, done.positions.numpy(), **numbers)
+        return PoseEnsemble(mol, self.pocket, *numbers.values(), self.temperature, self.seed, self.acceptance, self.block)
+
+    def write_sdf(self, path: str | Path) -> None:
+        """Every pose as a record with its energy, log_q and log_weight, in the pocket's frame; complete or not there."""
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
+        record, text = Chem.Mol(self.mol), []
+        for conformer in self.mol.GetConformers():
+            fields = "".join(f">  <{name}>\n{value!r}\n\n" for name, value in conformer.GetPropsAsDict().items())
+            text.append(Chem.MolToMolBlock(record, confId=conformer.GetId()) + fields + "$$$$\n")
+        write_atomically(path, "".join(text).encode())
+
+
+def pose_rmsd(a: Chem.Mol, b: Chem.Mol) -> np.ndarray:
+    """(n, m) Angstrom between n and m poses of one molecule where they stand: heavy atoms, the least over the graph's symmetries."""
+    if [x.GetAtomicNum() for x in a.GetAtoms()] != [x.GetAtomicNum() for x in b.GetAtoms()]:
+        raise IncompatibleError("expected two molecules with the same atoms in the same order: take the poses of one.")
+    symmetries = heavy_symmetries(a)
+    fixed, moved = to_geometry(a).positions.numpy()[:, symmetries[0]], to_geometry(b).positions.numpy()
+    least = np.full((len(fixed), len(moved)), np.inf)
+    for order in symmetries:
+        other = moved[:, order]
+        cross = np.einsum("aix,bix->ab", fixed, other, optimize=True)
+        square = (fixed**2).sum((1, 2))[:, None] + (other**2).sum((1, 2)) - 2 * cross
+        np.minimum(least, square.clip(0) / fixed.shape[1], out=least)
+    return np.sqrt(least)

@@ -1,0 +1,110 @@
+"""Poses of a ligand in a pocket: from a model, reweighted or by Monte Carlo, relaxed if wanted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem
+
+from dig_core.dig import DiG
+from dig_core.errors import IncompatibleError, StateError
+from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weights
+from dig_core.montecarlo.chain import MonteCarlo, Pool
+from dig_core.random import Streams, as_seed
+from dig_core.types import Geometry
+
+from ... import models
+from ..check import MAX_ATOMS
+from ..convert import with_conformers
+from .describe import ring_forms
+from .energy import PocketEnergy
+from .ensemble import PoseEnsemble
+from .pocket import Pocket
+from .proposal import PoseProposal, bound_to
+from .minimise import relax
+
+__all__ = ["CORRECTIONS", "sample_poses"]
+
+CORRECTIONS = (None, "reweight", "mc")
+_BURN_IN = 2**30  # proposals that a chain's start is chosen among have indices from here on
+
+
+def sample_poses(
+    pocket: Pocket,
+    ligand: Chem.Mol,
+    n: int = 50,
+    *,
+    model: DiG | str | Path = "pockets",
+    correct: str | None = None,
+    relaxed: bool = False,
+    temperature: float = 300.0,
+    variant: str = "MMFF94s",
+    seed: int | None = None,
+    steps: int | None = None,
+    batch: int = 64,
+    max_atoms: int = MAX_ATOMS,
+) -> PoseEnsemble:
+    """``n`` poses of ``ligand`` in ``pocket`` that ``model`` draws; where the ligand's own structure stands is not read.
+
+    Parameters
+    ----------
+    ligand: with all hydrogens and stereochemistry. model: a DiG of ligands in pockets, the name of one that ships, or a file.
+    correct: None, the model's own law; ``"reweight"``, independent poses with raw weights exp(-E/kT) / q of MMFF94 in the pocket as it
+        is; ``"mc"``, a Metropolis chain on the model's proposals, poses of equal weight, repeats included.
+    relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
+    temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
+    steps: of the model's paths; its card's if None. batch: poses at a time.
+
+    Raises
+    ------
+    IncompatibleError: no such correction, a correction of relaxed poses; what :func:`dig_plugins.rdkit.check_molecule` refuses.
+    UnsupportedError: a model of something else, atoms that MMFF94 does not know. StateError: a chain that finds no place to start from.
+    """
+    if correct not in CORRECTIONS or (relaxed and correct):
+        raise IncompatibleError(f"expected correct to be one of {CORRECTIONS}, and None for relaxed poses, got {correct!r}, relaxed = {relaxed}.")
+    if n < 1:
+        raise IncompatibleError(f"expected to draw at least 1 pose, got n = {n}.")
+    seed = as_seed(seed)
+    dig = model if isinstance(model, DiG) else models.load(model)
+    forms = ring_forms(ligand, temperature=temperature, variant=variant, seed=seed % 2**30, max_atoms=max_atoms)
+    proposal = PoseProposal(bound_to(dig, ligand, pocket, forms), [form.share for form in forms], steps=steps)
+    energy = PocketEnergy(ligand, pocket, temperature, variant=variant)
+    if correct == "mc":
+        return _chain(proposal, energy, ligand, pocket, n, seed, batch)
+    if correct == "reweight":
+        found = Pool(proposal, energy, seed=seed, batch=min(batch, n)).take(n)
+        acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
+        numbers = {"energy": found.u * energy.kt, "log_q": found.log_q, "log_weight": found.log_weight}
+        return PoseEnsemble(with_conformers(ligand, found.positions, **numbers), pocket, *numbers.values(), temperature, seed, acceptance)
+    drawn = [proposal.draw(len(r), Streams(seed, r)) for r in (range(low, min(low + batch, n)) for low in range(0, n, batch))]
+    positions = torch.cat([d.geometry.positions for d in drawn])
+    log_q = torch.cat([d.known_log_q() for d in drawn]).numpy()
+    values = np.full(n, math.nan)
+    if relaxed:
+        done = relax(positions, energy)
+        positions, values, log_q = done.positions, (done.after * energy.kt).numpy(), np.full(n, math.nan)
+    numbers = {"energy": values, "log_q": log_q, "log_weight": np.zeros(n)}
+    return PoseEnsemble(with_conformers(ligand, Geometry(positions), **numbers), pocket, *numbers.values(), temperature, seed, math.nan)
+
+
+def _chain(
+    proposal: PoseProposal, energy: PocketEnergy, ligand: Chem.Mol, pocket: Pocket, n: int, seed: int, batch: int
+) -> PoseEnsemble:
+    """The state after each of ``n`` proposals; the start is one of ``batch`` proposals, drawn by their weights."""
+    first = Pool(proposal, energy, seed=seed, batch=batch, start=_BURN_IN * batch).take(batch)
+    if not np.isfinite(first.log_weight).any():
+        raise StateError(f"none of {batch} proposals has a finite weight: the model has no place for this ligand in this pocket.")
+    chosen = int(Streams.chain(seed, 2**62).choice(batch, p=normalised_weights(first.log_weight)))
+    chain = MonteCarlo(proposal, energy, Geometry(torch.from_numpy(first.positions[chosen : chosen + 1])), seed=seed, batch=min(batch, n))
+    visited, records = chain.block(n)
+    here = np.maximum.accumulate(np.where(records.accepted, np.arange(n), -1))
+    u = np.where(here < 0, first.u[chosen], records.u[here])
+    log_q = np.where(here < 0, math.nan, records.log_q[here])
+    numbers = {"energy": u * energy.kt, "log_q": log_q, "log_weight": np.zeros(n)}
+    filled = with_conformers(ligand, visited, **numbers)
+    return PoseEnsemble(
+        filled, pocket, *numbers.values(), energy.own.temperature, seed, float(records.accepted.mean()), math.ceil(n / 40)
+    )

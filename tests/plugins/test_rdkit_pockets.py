@@ -1,0 +1,373 @@
+"""Pockets from PDB files, MMFF94 in a pocket, forms of rings, poses with weights, clusters and checks."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("rdkit")
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdForceFieldHelpers as forcefields
+
+from dig_core.coordinates import Bound
+from dig_core.dig import Card, DiG
+from dig_core.diffusion import SO3
+from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.montecarlo.chain import MonteCarlo
+from dig_core.nn import PoseGraphormer
+from dig_core.random import Streams
+from dig_core.score import NoiseScore
+from dig_core.types import Geometry
+from dig_plugins.rdkit import MMFFEnergy, of_smiles, to_geometry, with_conformers
+from dig_plugins.rdkit.pockets import (
+    PocketEnergy,
+    PoseProposal,
+    bound_to,
+    check_place,
+    check_poses,
+    describe_complex,
+    nearest_form,
+    overlaps,
+    pose_rmsd,
+    posed,
+    read_pocket,
+    relax,
+    ring_forms,
+    sample_poses,
+)
+
+SEQUENCE = "GAFKHSVW"
+
+
+@functools.cache
+def peptide() -> str:
+    """A PDB file's text: a peptide with all hydrogens."""
+    mol = Chem.AddHs(Chem.MolFromSequence(SEQUENCE), addResidueInfo=True)
+    rdDistGeom.EmbedMolecule(mol, randomSeed=7, useRandomCoords=True)
+    forcefields.MMFFOptimizeMolecule(mol, maxIters=200)
+    lines = [line for line in Chem.MolToPDBBlock(mol).splitlines() if line.startswith("ATOM")]
+    return "\n".join(lines)
+
+
+def hetatm(name: str, residue: str, element: str, at: np.ndarray, number: int = 900) -> str:
+    x, y, z = at
+    return f"HETATM{number:5d} {name:<4s} {residue:>3s} B{number:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {element:>2s}"
+
+
+def written(path, text: str):
+    path.write_text(text + "\nEND\n")
+    return path
+
+
+@functools.cache
+def outside() -> np.ndarray:
+    """A place beside the peptide: 5 Angstrom beyond its outermost heavy atom along x."""
+    at = np.array([[float(line[k : k + 8]) for k in (30, 38, 46)] for line in peptide().splitlines() if line[76:78].strip() != "H"])
+    return at[at[:, 0].argmax()] + np.array([5.0, 0.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory):
+    return read_pocket(written(tmp_path_factory.mktemp("pdb") / "p.pdb", peptide()), outside(), cutoff=9.0)
+
+
+def placed(smiles: str, at: np.ndarray) -> Chem.Mol:
+    mol = of_smiles(smiles, seed=3)
+    positions = to_geometry(mol).positions
+    return with_conformers(mol, Geometry(positions - positions.mean(1, keepdim=True) + torch.from_numpy(at)))
+
+
+def untrained(system) -> DiG:
+    network = PoseGraphormer(width=32, heads=4, layers=1, encoder=1, basis=12, neighbours=6, channels=4)
+    model = NoiseScore(network, network.process(system)).eval().requires_grad_(False)
+    return DiG(model, network.coordinates, system, Card(name="untrained", steps=6))
+
+
+# -- pockets ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pocket_is_whole_residues_with_their_hydrogens(pocket):
+    assert 0 < len(pocket.labels) < len(SEQUENCE)
+    assert not any(a.GetTotalNumHs() for a in pocket.mol.GetAtoms())  # every valence is taken: cut bonds end in hydrogens
+    assert forcefields.MMFFHasAllMoleculeParams(pocket.mol)
+    distance = np.linalg.norm(pocket.positions[pocket.heavy] - outside(), axis=1)
+    for number in range(len(pocket.labels)):
+        assert distance[pocket.residue[pocket.heavy] == number].min() <= 9.0
+    assert pocket.notes == ()
+
+
+def test_histidines_and_charges_agree_with_the_hydrogens(tmp_path):
+    whole = read_pocket(written(tmp_path / "p.pdb", peptide()), outside(), cutoff=200.0)
+    assert len(whole.labels) == len(SEQUENCE)
+    mol = Chem.AddHs(Chem.MolFromSequence(SEQUENCE))
+    assert Chem.GetFormalCharge(whole.mol) == Chem.GetFormalCharge(mol)
+    assert Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(whole.mol))) == Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(mol)))
+
+
+def test_waters_ions_and_cofactors_are_left_out_by_rule_and_said(tmp_path):
+    water = "\n".join(
+        hetatm(name, "HOH", name[0], outside() + shift, 901)
+        for name, shift in (("O", np.array([4.0, 0, 0])), ("H1", np.array([4.9, 0.2, 0])), ("H2", np.array([3.8, 0.9, 0])))
+    )
+    ion = hetatm("NA", "NA", "NA", outside() + np.array([7.0, 0, 0]), 902)
+    path = written(tmp_path / "p.pdb", "\n".join([peptide(), water, ion]))
+    told = read_pocket(path, outside(), cutoff=9.0)
+    assert any("1 waters" in note for note in told.notes) and any("NA B902" in note for note in told.notes)
+    kept = read_pocket(path, outside(), cutoff=9.0, waters="keep", ions="keep")
+    assert kept.mol.GetNumAtoms() == told.mol.GetNumAtoms() + 4
+    assert any("metals" in note and "Na" in note for note in kept.notes)
+
+
+def test_an_ion_at_the_site_is_not_left_out_unasked(tmp_path):
+    path = written(tmp_path / "p.pdb", "\n".join([peptide(), hetatm("ZN", "ZN", "ZN", outside() + np.array([3.0, 0, 0]))]))
+    with pytest.raises(UnsupportedError, match="ZN B900.*ions="):
+        read_pocket(path, outside())
+    assert any("ZN" in note for note in read_pocket(path, outside(), ions="leave").notes)
+
+
+def test_files_that_say_too_little_are_refused(tmp_path):
+    bare = "\n".join(line for line in peptide().splitlines() if line[76:78].strip() != "H")
+    with pytest.raises(IncompatibleError, match="hydrogens are missing"):
+        read_pocket(written(tmp_path / "bare.pdb", bare), outside())
+    lines = peptide().splitlines()
+    twice = [line[:16] + c + line[17:] for line in lines for c in "AB"]
+    several = written(tmp_path / "alt.pdb", "\n".join(twice))
+    with pytest.raises(IncompatibleError, match="alternate locations A, B"):
+        read_pocket(several, outside())
+    one = read_pocket(written(tmp_path / "one.pdb", peptide()), outside())
+    assert read_pocket(several, outside(), altloc="A").mol.GetNumAtoms() == one.mol.GetNumAtoms()
+    with pytest.raises(IncompatibleError, match="several models"):
+        read_pocket(written(tmp_path / "two.pdb", f"MODEL        1\n{peptide()}\nENDMDL\nMODEL        2\n{peptide()}\nENDMDL"), outside())
+    with pytest.raises(IncompatibleError, match="another frame|protein's frame"):
+        read_pocket(written(tmp_path / "p.pdb", peptide()), outside() + 100.0)
+    with pytest.raises(IncompatibleError, match="no file"):
+        read_pocket(tmp_path / "nowhere.pdb", outside())
+    with pytest.raises(IncompatibleError, match="keep"):
+        read_pocket(tmp_path / "p.pdb", outside(), waters="some")
+
+
+def test_a_ligand_elsewhere_and_overlaps_are_said(pocket):
+    check_place(placed("CCO", outside()), pocket)
+    with pytest.raises(IncompatibleError, match="of 3 heavy atoms"):
+        check_place(placed("CCO", outside() + 40.0), pocket)
+    ligand = placed("CCO", pocket.positions[pocket.heavy][0])
+    found = overlaps(to_geometry(ligand).positions[0], ligand, pocket)
+    assert found and all(distance < 2.2 for *_, distance in found)
+    assert not overlaps(to_geometry(placed("CCO", outside() + np.array([4.0, 0, 0]))).positions[0], ligand, pocket)
+
+
+# -- energy -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smiles", ["OC(=O)c1ccccc1Br", "C[NH2+]CC#N"])
+def test_energy_is_that_of_rdkit_with_interactions_between_fragments(pocket, smiles):
+    ligand = placed(smiles, outside())
+    energy = PocketEnergy(ligand, pocket)
+    rng = np.random.default_rng(0)
+    poses = to_geometry(ligand).positions.numpy() + np.stack([rng.normal(size=3) * 0.5 + rng.normal(size=(ligand.GetNumAtoms(), 3)) * 0.05 for _ in range(4)])
+    both = Chem.CombineMols(ligand, pocket.mol)
+    Chem.SanitizeMol(both)
+    known = forcefields.MMFFGetMoleculeProperties(both, mmffVariant="MMFF94s")
+    field = forcefields.MMFFGetMoleculeForceField(both, known, nonBondedThresh=1e6, ignoreInterfragInteractions=False)
+    wanted = np.array([field.CalcEnergy(np.concatenate([p, pocket.positions]).ravel().tolist()) for p in poses])
+    # RDKit reuses distances between calls unless told to forget them.
+    for k, pose in enumerate(poses):
+        both.GetConformer().SetPositions(np.concatenate([pose, pocket.positions]))
+        field.Initialize()
+        wanted[k] = field.CalcEnergy()
+    found = (energy(Geometry(torch.from_numpy(poses))) * energy.kt).numpy()
+    np.testing.assert_allclose(found - found[0], wanted - wanted[0], atol=1e-6 * np.abs(wanted).max())
+
+
+def test_gradient_is_that_of_the_energy_and_zero_on_the_pocket(pocket):
+    ligand = placed("CCO", outside())
+    energy = PocketEnergy(ligand, pocket)
+    whole = torch.cat([to_geometry(ligand).positions, torch.from_numpy(pocket.positions)[None]], 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(Geometry(whole)).sum(), whole)
+    n = ligand.GetNumAtoms()
+    assert not bool(gradient[:, n:].any())
+    direction = torch.zeros_like(whole)
+    direction[:, :n] = torch.randn(1, n, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    up, down = (energy(Geometry(whole.detach() + s * 1e-4 * direction)) for s in (1, -1))
+    torch.testing.assert_close((up - down) / 2e-4, (gradient * direction).sum((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_relaxed_poses_are_lower_and_at_rest(pocket):
+    ligand = placed("OCc1ccccc1", outside())
+    energy = PocketEnergy(ligand, pocket)
+    done = relax(to_geometry(ligand).positions, energy)
+    assert float(done.after) < float(done.before) and float(done.slope) < 5
+    held = relax(to_geometry(ligand).positions, energy, restraint=1e4)
+    assert float((held.positions - to_geometry(ligand).positions).abs().max()) < 0.1
+
+
+# -- coordinates of a real ligand -----------------------------------------------------------------------------------------
+
+
+def test_forms_of_rings_are_strained_like_thermal_motion():
+    """Independent normal shapes cost about half a kT each, flexible rings included: their bonds close."""
+    mol = of_smiles("CC(=O)N1CCOCC1", seed=1)
+    forms = ring_forms(mol, conformers=10)
+    assert abs(sum(form.share for form in forms) - 1) < 1e-9
+    energy = MMFFEnergy(mol, 300.0)
+    form = forms[0]
+    state, _ = form.internal.encode(to_geometry(form.reference), None)
+    size, rng = len(form.internal.centre), torch.Generator().manual_seed(2)
+    drawn = {"shape": torch.randn(40, size, generator=rng, dtype=torch.float64), "torsion": state["torsion"].expand(40, -1)}
+    excess = energy(form.internal.decode(drawn, None)) - energy(to_geometry(form.reference))
+    assert 0.3 * size < float(excess.median()) < 1.2 * size
+
+
+def test_a_pose_is_of_the_form_it_was_drawn_from(pocket):
+    mol = placed("CC(=O)N1CCOCC1", outside())
+    systems = [describe_complex(mol, pocket, form) for form in ring_forms(mol, conformers=10)]
+    for k, system in enumerate(systems):
+        reference = system.reference.positions[:, : system.n_ligand]
+        assert int(nearest_form(reference, systems)[0]) == k
+
+
+def test_volume_with_rotors_and_rings_and_labels(pocket):
+    """The Jacobian by automatic differentiation; renaming a methyl group's hydrogens changes no heavy atom."""
+    mol = placed("CCCOC1CC1", outside())
+    system, coordinates, space = describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]), Bound(), SO3()
+    assert system.internal.zmatrix.rotors
+    state, _ = coordinates.encode(to_geometry(mol), system)
+    sizes = {name: x.shape[1] for name, x in state.items()}
+
+    def place(v):
+        parts = dict(zip(sizes, v.split(list(sizes.values())), strict=True))
+        moved = {name: x + parts[name] for name, x in state.items()}
+        return coordinates.ligand({**moved, "turn": space.exp(state["turn"], parts["turn"][None])}, system).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(place, torch.zeros(sum(sizes.values()), dtype=torch.float64))
+    # A rotor's torsion is a third of its state's, and stands for the three ways to name its atoms.
+    units = math.log(8 * math.pi**2) + sizes["torsion"] * math.log(2 * math.pi) + len(system.internal.zmatrix.rotors) * math.log(3)
+    found = torch.linalg.slogdet(jacobian).logabsdet + units
+    torch.testing.assert_close(coordinates.log_volume(state, system)[0], found, atol=1e-6, rtol=0)
+    geometry = coordinates.decode({name: x.expand(6, -1) for name, x in state.items()}, system)
+    renamed = coordinates.labelled(geometry, system, Streams(1, range(6)))
+    assert float((renamed.positions - geometry.positions).abs().max()) > 0.5
+    again = coordinates.decode(coordinates.encode(renamed, system)[0], system).positions
+    torch.testing.assert_close(again, geometry.positions)
+
+
+def test_frames_about_a_pose_stay_near_it_and_are_thermal(pocket):
+    mol = placed("OCc1ccccc1", outside())
+    data = posed(mol, pocket, n=24)
+    energy = PocketEnergy(mol, pocket)
+    ligand = Bound().ligand({name: x.double() for name, x in data.frames.state.items()}, data.system)
+    dim = sum(x.shape[1] for x in data.frames.state.values())
+    u = energy(Geometry(ligand))
+    low = relax(ligand[:1], energy).after
+    assert 0.2 * dim < float((u - low).median()) < 1.2 * dim
+    start = relax(to_geometry(mol).positions, energy, restraint=1.0).positions
+    heavy = data.system.numbers[: data.system.n_ligand] > 1
+    assert float((ligand - start)[:, heavy].square().sum(-1).mean(1).sqrt().median()) < 1.0
+
+
+# -- poses --------------------------------------------------------------------------------------------------------------
+
+
+def test_poses_depend_on_seed_and_index_alone(pocket):
+    mol = placed("CC(=O)N1CCOCC1", outside())
+    forms = ring_forms(mol, conformers=10)
+    dig = untrained(describe_complex(mol, pocket, forms[0]))
+    proposal = PoseProposal(bound_to(dig, mol, pocket, forms), [form.share for form in forms])
+    all_at_once = proposal.draw(5, Streams(3, range(5)))
+    last = proposal.draw(2, Streams(3, range(3, 5)))
+    torch.testing.assert_close(all_at_once.geometry.positions[3:], last.geometry.positions)
+    torch.testing.assert_close(all_at_once.log_q[3:], last.log_q)
+    assert bool((proposal.forms(all_at_once.geometry.positions) == all_at_once.state["form"])[all_at_once.valid].all())
+
+
+def test_a_chain_with_an_untrained_model_samples_the_energy(pocket):
+    """A spring to a place in the pocket and nothing else: the chain's mean place is right, though the model knows nothing of it."""
+    mol = placed("CCO", outside())
+    forms = ring_forms(mol, conformers=4)
+    system = describe_complex(mol, pocket, forms[0])
+    dig = untrained(system)
+    proposal = PoseProposal(bound_to(dig, mol, pocket, forms), [form.share for form in forms])
+    inner, middle = MMFFEnergy(mol, 300.0), torch.from_numpy(outside()) + torch.tensor([0.6, 0.0, 0.0])
+    root = 1  # the carbon that the placement is about, whose place is free of the rest of the state
+
+    def energy(geometry: Geometry) -> torch.Tensor:
+        return inner(geometry) + 0.5 * (geometry.positions[:, root] - middle).square().sum(-1) / 1.5**2
+
+    chain = MonteCarlo(proposal, energy, Geometry(to_geometry(mol).positions), seed=5, batch=200)
+    visited, records = chain.block(1000)
+    assert records.accepted.mean() > 0.02
+    gap = visited[200:, root] - middle.numpy()
+    error = 1.5 / math.sqrt(records.accepted.sum() / 2)
+    assert np.abs(gap.mean(0)).max() < 4 * error
+    assert 0.7 < gap.std(0).mean() / 1.5 < 1.3
+
+
+def test_ensembles_have_clusters_checks_and_files(pocket, tmp_path):
+    mol = placed("OCc1ccccc1", outside())
+    dig = untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]))
+    found = sample_poses(pocket, mol, 6, model=dig, seed=4)
+    assert len(found) == 6 and np.isfinite(found.log_q).all()
+    clusters = found.clusters()
+    assert sorted(k for c in clusters for k in c.members) == list(range(6))
+    assert abs(sum(c.probability.value for c in clusters) - 1) < 1e-9
+    found.write_sdf(tmp_path / "poses.sdf")
+    read = [m for m in Chem.SDMolSupplier(str(tmp_path / "poses.sdf"), removeHs=False)]
+    assert len(read) == 6
+    np.testing.assert_allclose(read[2].GetConformer().GetPositions(), found.positions[2], atol=1e-3)
+    assert float(read[2].GetProp("log_q")) == pytest.approx(float(found.log_q[2]))
+    with pytest.raises(IncompatibleError, match="no directory"):
+        found.write_sdf(tmp_path / "nowhere" / "poses.sdf")
+    weighed = sample_poses(pocket, mol, 4, model=dig, seed=4, correct="reweight")
+    np.testing.assert_allclose(weighed.positions, found.positions[:4])
+    usable = np.isfinite(weighed.log_weight)
+    kt = PocketEnergy(mol, pocket).kt
+    np.testing.assert_allclose(weighed.log_weight[usable], (-weighed.energy / kt - weighed.log_q)[usable])
+
+
+def test_what_cannot_be_sampled_is_refused(pocket):
+    mol = placed("CCO", outside())
+    dig = untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]))
+    with pytest.raises(IncompatibleError, match="correct"):
+        sample_poses(pocket, mol, 2, model=dig, correct="some")
+    with pytest.raises(IncompatibleError, match="relaxed"):
+        sample_poses(pocket, mol, 2, model=dig, correct="mc", relaxed=True)
+    with pytest.raises(IncompatibleError, match="hydrogen"):
+        sample_poses(pocket, Chem.RemoveHs(mol), 2, model=dig)
+    with pytest.raises(IncompatibleError, match="not specified"):
+        sample_poses(pocket, Chem.AddHs(Chem.MolFromSmiles("CC(F)Cl")), 2, model=dig)
+    with pytest.raises(UnsupportedError, match="one molecule"):
+        sample_poses(pocket, Chem.AddHs(Chem.MolFromSmiles("CC(=O)[O-].[Na+]")), 2, model=dig)
+    with pytest.raises(UnsupportedError, match="at most"):
+        sample_poses(pocket, mol, 2, model=dig, max_atoms=5)
+
+
+def test_rmsd_knows_symmetries_and_does_not_superpose():
+    mol = of_smiles("O=C([O-])c1ccccc1", seed=2)
+    x = to_geometry(mol).positions[0].numpy()
+    oxygens = [a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() == 8]
+    swapped = x.copy()
+    swapped[oxygens] = x[oxygens[::-1]]
+    both = with_conformers(mol, np.stack([x, swapped, x + np.array([3.0, 0, 0])]))
+    np.testing.assert_allclose(pose_rmsd(mol, both)[0], [0.0, 0.0, 3.0], atol=1e-6)
+
+
+def test_checks_find_what_is_wrong_and_nothing_else(pocket):
+    mol = placed("OCc1ccccc1", outside() + np.array([6.0, 0, 0]))
+    x = to_geometry(mol).positions[0].numpy()
+    stretched, bent, buried = x.copy(), x.copy(), x.copy()
+    oxygen = next(a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() == 8)
+    carbon = next(a.GetIdx() for a in mol.GetAtomWithIdx(oxygen).GetNeighbors() if a.GetAtomicNum() == 6)
+    stretched[oxygen] += 0.7 * (x[oxygen] - x[carbon])
+    ring = list(mol.GetRingInfo().AtomRings()[0])
+    normal = np.linalg.svd(x[ring] - x[ring].mean(0))[2][2]
+    bent[ring[0]] += 0.9 * normal
+    buried += pocket.positions[pocket.heavy][0] - x[ring].mean(0)
+    found = check_poses(with_conformers(mol, np.stack([x, stretched, bent, buried])), pocket)
+    assert found.ok.tolist() == [True, False, False, False]
+    assert not found.bonds[1] and not found.flat[2] and not (found.distance[3] and found.overlap[3])
+    assert found.bonds[3] and found.angles[3] and found.flat[3]
