@@ -1,4 +1,4 @@
-"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy, models of one molecule's conformers, ensembles with exact weights."""
+"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy, models of one molecule's conformers, ensembles with exact weights, ligands in pockets."""
 
 from ..lazy import lazily
 
@@ -6,7 +6,11 @@ _HOME = {
     "ConformerEnsemble": "ensemble",
     "Fitted": "training",
     "MMFFEnergy": "energy",
+    "Pocket": "pockets.pocket",
+    "PocketEnergy": "pockets.energy",
+    "PoseEnsemble": "pockets.ensemble",
     "check_molecule": "check",
+    "check_poses": "pockets.checks",
     "conformer_rmsd": "compare",
     "describe": "convert",
     "distinct_minima": "minima",
@@ -18,10 +22,13 @@ _HOME = {
     "of_sdf": "convert",
     "of_smiles": "convert",
     "on_molecule": "transfer",
+    "pose_rmsd": "pockets.ensemble",
+    "read_pocket": "pockets.pocket",
     "reference_structure": "convert",
     "ring_atoms": "facts",
     "rotatable_bonds": "facts",
     "sample_conformers": "conformers",
+    "sample_poses": "pockets.sample",
     "stereo_bonds": "facts",
     "stereo_centres": "facts",
     "symmetry_classes": "facts",
