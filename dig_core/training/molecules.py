@@ -18,7 +18,7 @@ from ..system.descriptor import Descriptor
 from ..types import State
 from .losses import Denoising, Frames, denoising_loss, stratified_times
 
-__all__ = ["Molecules", "internal_process"]
+__all__ = ["Molecules", "handed", "internal_process"]
 
 _ALIKE = 64  # molecules of nearly one size that a batch is drawn from
 
@@ -61,7 +61,7 @@ class Molecules:
             for name, x in frames.state.items():
                 state[name][number, : len(x), : x.shape[1]] = x
             share[number, : len(frames)] = 1.0 if frames.weight is None else frames.weight
-            odd[number, : len(coordinates.centre)] = _handed(coordinates)
+            odd[number, : len(coordinates.centre)] = handed(coordinates)
         rows, odd = Rows(*(x.to(self.device) for x in rows)), odd.to(self.device)
         state = {name: x.to(self.device) for name, x in state.items()}
         for name, value in (("rows", rows), ("odd", odd), ("state", state), ("share", share)):
@@ -74,6 +74,7 @@ class Molecules:
         loss = self._loss(model, which, order, noise)
         return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
 
+    @torch.no_grad()
     def evaluate(self, model: ScoreModel, seed: int, each: int = 16) -> dict[str, float]:
         """Mean losses of ``each`` frames a molecule, with the same frames, times and noise at every call."""
         order, noise = (torch.Generator().manual_seed(seed + k) for k in (0, 1))
@@ -101,8 +102,8 @@ class Molecules:
         return denoising_loss(bound, Frames(state), self.systems[0][1], times, noise)
 
 
-def _handed(coordinates: Internal) -> Tensor:
-    """(D,) bool: shape columns that change their sign in a mirror, torsions and what stands across a plane."""
+def handed(coordinates: Internal) -> Tensor:
+    """(D,) bool, shape columns that change their sign in a mirror, torsions and what stands across a plane."""
     kinds, last = coordinates.kind_index, torch.zeros(len(coordinates.centre), dtype=torch.bool)
     for atom in coordinates.zmatrix.straight:
         last[max(c for c, atoms in enumerate(coordinates.shape_atoms) if atoms[0] == atom)] = True
