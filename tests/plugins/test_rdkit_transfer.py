@@ -179,7 +179,7 @@ def test_training_on_several_molecules_finds_their_laws():
     model = NoiseScore(network, internal_process(**network.sizes))
     before = objective.evaluate(model, 1)["noise"]
     found = optimise(model, objective, LoopConfig(steps=30, batch=32, rate=5e-3, warmup=5, every=30), validation=objective, progress=False)
-    assert found.history[-1]["validation"] < before - 3
+    assert found.history[-1]["validation"] < before - 1
 
 
 def test_rmsd_of_conformers():
