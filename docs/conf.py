@@ -86,8 +86,19 @@ def local(app, page: str, source: list[str]) -> None:
         source[0] = re.sub(rf"\]\((\.\./)+{re.escape(file)}", f"](/{here}", source[0])
 
 
+def packages(app, page: str, source: list[str]) -> None:
+    """The page of a plugin goes on with its sub-packages, each with its public names."""
+    folder = ROOT / "dig_plugins" / page.removeprefix("api/")
+    if page.startswith("api/") and folder.is_dir():
+        for file in sorted(folder.glob("*/**/__init__.py")):
+            name = ".".join(file.parent.relative_to(ROOT).parts)
+            if "recipes" not in name:
+                source[0] += f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+
+
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", sections)
     app.connect("autodoc-skip-member", fields)
     app.connect("source-read", local)
+    app.connect("source-read", packages)
