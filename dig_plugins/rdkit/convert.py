@@ -22,6 +22,8 @@ __all__ = ["ORDERS", "check_structure", "describe", "embed", "of_sdf", "of_smile
 ORDERS = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3, Chem.BondType.AROMATIC: 4}
 """Bond orders as the descriptor's integers."""
 
+_TRIES = 20  # of distance geometry with the torsions of small rings, a conformer
+
 
 def describe(mol: Chem.Mol, *, max_atoms: int = MAX_ATOMS) -> Descriptor:
     """Descriptor of a molecule with all hydrogens and a 3D conformer, the first, which fixes its stereochemistry; atom order is kept.
@@ -102,13 +104,16 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
         Chem.AssignAtomChiralTagsFromStructure(copy, mol.GetConformers()[0].GetId(), replaceExistingTags=True)
     for small_rings, random in ((True, False), (False, False), (False, True)):
         options = rdDistGeom.ETKDGv3()
-        options.randomSeed, options.useSmallRingTorsions, options.useRandomCoords = seed % (2**31 - 1), small_rings, random
+        # RDKit multiplies the seed by the conformer's number: from 0 it draws one conformer again and again.
+        options.randomSeed, options.useSmallRingTorsions, options.useRandomCoords = seed % (2**31 - 1) or int(n > 1), small_rings, random
+        # Torsions of rings of seven seldom agree with the places of their hydrogens: a few tries, then without.
+        options.maxIterations = _TRIES if small_rings else 0
         try:
             with rdBase.BlockLogs():
                 found = list(rdDistGeom.EmbedMultipleConfs(copy, n, options))
         except RuntimeError:  # the minimiser gives up on some small rings' torsions
             found = []
-        if found:
+        if len(found) > n // 2:
             break
     if not found:
         raise StateError(
