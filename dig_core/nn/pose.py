@@ -238,7 +238,7 @@ class _Attention(nn.Module):
         width = x.shape[2:]
         q = self.query(F.layer_norm(x, width) * (1 + a) + b).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in self.key_value(F.layer_norm(seen, width)).chunk(2, -1))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q))
+        mixed = torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + bias, -1) @ v
         x = x + (1 + c) * self.out(mixed.transpose(1, 2).flatten(2))
         return x + (1 + f) * self.back(F.silu(self.hidden(F.layer_norm(x, width) * (1 + d) + e)))
 

@@ -39,8 +39,9 @@ class Poses:
     jitter: float = 0.0
     scene: Scene = field(init=False, repr=False)
     scaffold: Scaffold = field(init=False, repr=False)
-    frames: list[State] = field(init=False, repr=False)
+    frames: State = field(init=False, repr=False)
     sizes: Tensor = field(init=False, repr=False)
+    first: Tensor = field(init=False, repr=False)
 
     def __post_init__(self):
         if not self.systems:
@@ -49,8 +50,10 @@ class Poses:
         object.__setattr__(self, "scene", Scene.of(complexes))
         object.__setattr__(self, "scaffold", Scaffold.of(complexes))
         shapes, torsions = self.scaffold.centre.shape[1], self.scaffold.fold.shape[1]
-        object.__setattr__(self, "frames", [_padded(frames.state, shapes, torsions) for _, frames in self.systems])
+        padded = [_padded(frames.state, shapes, torsions) for _, frames in self.systems]
+        object.__setattr__(self, "frames", {name: torch.cat([one[name] for one in padded]) for name in padded[0]})
         object.__setattr__(self, "sizes", torch.tensor([len(frames) for _, frames in self.systems]))
+        object.__setattr__(self, "first", self.sizes.cumsum(0) - self.sizes)
 
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         share = torch.ones(len(self.systems)) if self.weight is None else self.weight
@@ -72,8 +75,7 @@ class Poses:
         if not isinstance(model, NoiseScore) or not isinstance(model.network, PoseGraphormer):
             raise IncompatibleError(f"expected a NoiseScore of a PoseGraphormer, got a {type(model).__name__}.")
         network, device = model.network, model.network.kind.weight.device
-        names = self.frames[0].keys()
-        clean = {n: torch.stack([self.frames[w][n][k] for w, k in zip(which.tolist(), pick.tolist(), strict=True)]) for n in names}
+        clean = {name: x[self.first[which] + pick] for name, x in self.frames.items()}
         process = network.joint(clean["shape"].shape[1], clean["torsion"].shape[1])
         noised = process.noise(clean, t, rng)
         scene, which = self._held("scene", network.kind.weight), which.to(device)

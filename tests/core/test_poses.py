@@ -185,7 +185,7 @@ def test_answers_of_a_padded_batch_are_those_of_each_alone():
     objective = Poses([(s, Frames({n: x.float() for n, x in states(s, 4).items()})) for s in systems])
     t = torch.tensor([0.4], dtype=torch.float64)
     for k, system in enumerate(systems):
-        padded = {name: x[:2].double() for name, x in objective.frames[k].items()}
+        padded = {name: x[4 * k : 4 * k + 2].double() for name, x in objective.frames.items()}
         own = {name: x[:, : states(system, 1)[name].shape[1]] for name, x in padded.items()}
         alone, _ = network(own, t, system)
         which = torch.full((2,), k)

@@ -65,7 +65,7 @@ def ring_forms(
     """
     check_molecule(mol, max_atoms)
     check_parameters(mol)
-    several = embed(mol, conformers, seed=seed + 1)  # from seed 0 RDKit draws one conformer again and again
+    several = embed(mol, conformers, seed=seed)
     energies = np.array([e for _, e in forcefields.MMFFOptimizeMoleculeConfs(several, mmffVariant=variant, maxIters=2000)])
     states, positions = torsion_states(several, ring_torsions(mol)), to_geometry(several).positions
     order = np.argsort(energies, kind="stable")
