@@ -13,7 +13,7 @@ import typer
 
 from . import judging, materials, registry, sampling, training
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 BAD_INPUT, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 

@@ -62,6 +62,7 @@ def fetch(url: str, name: str, sha256: str | None = None, *, progress: bool | No
     """
     if not _NAME.fullmatch(name):
         raise CheckpointError(f"expected a name of letters, digits, - and _, got {name!r}: choose one with name=.")
+    _address(url)
     place = cache_directory() / "models" / f"{name}.safetensors"
     if _there(place, url, sha256):
         return place

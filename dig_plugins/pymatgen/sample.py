@@ -225,7 +225,10 @@ def _missed(properties: dict[str, np.ndarray], wanted: Mapping[str, tuple[Likeli
 def _cells(composition, n: int, dig: DiG, rng: np.random.Generator) -> tuple[list[tuple[list[int], int]], list[str]]:
     """Atomic numbers of a cell and how many structures of it, small cells first; and what is to be said of them."""
     exact = not isinstance(composition, str) or any(letter.isdigit() for letter in composition)
-    amounts = Composition(composition).get_el_amt_dict()
+    try:
+        amounts = Composition(composition).get_el_amt_dict()
+    except ValueError as error:
+        raise IncompatibleError(f"expected a composition such as 'C8', got {composition!r}: {error}") from error
     if not amounts or any(amount <= 0 or amount % 1 for amount in amounts.values()):
         raise IncompatibleError(f"expected whole numbers of atoms, such as 'C8', got {composition!r}.")
     known = dig.card.scope.get("element")
