@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ class Scaffold:
 
     ``centre`` (M, S), ``spread`` (M, S, S): raw values are centre + spread @ shape; ``fold`` (M, T) and ``share`` (M, T, S): raw torsions
     are fold * torsion - share @ raw; ``rows`` (M, K, R, 4) atoms of K levels, ``values`` (M, K, R, 3) columns of [raw, torsions, 0];
-    ``straight`` (M, K, R), and ``bends`` whether any of a level is. Atom N is nobody's. ``start`` (M, 3) the first three atoms, ``third`` (M, 4) columns of the second's bond and
-    the third's bond and angle, and whether the third hangs on the second; ``root`` (M,); ``origin`` (M, 3) the pocket's centre, Angstrom.
+    ``straight`` (M, K, R), and ``bends`` whether any of a level is. Atom N is nobody's. ``start`` (M, 3) the first three atoms, ``third``
+    (M, 4) columns of the second's bond and the third's bond and angle, and whether the third hangs on the second; ``root`` (M,);
+    ``origin`` (M, 3) the pocket's centre, Angstrom.
     """
 
     centre: Tensor
@@ -75,8 +76,8 @@ class Scaffold:
 
     def to(self, device: torch.device | str) -> Scaffold:
         """The same on another device."""
-        moved = [getattr(self, f.name) for f in fields(self)]
-        return Scaffold(*(x.to(device) if isinstance(x, Tensor) else x for x in moved))
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)})
 
     def place(self, state: State, which: Tensor, width: float) -> Tensor:
         """(B, N, 3) float32 Angstrom of padded states, row b of ligand ``which[b]``; ``width`` as of :class:`.bound.Bound`."""

@@ -20,12 +20,13 @@ MAX_PATH = 8
 class Scene:
     """M ligands of at most L heavy atoms, N atoms, T torsions, S shape values, in Q pockets of at most P heavy atoms and R residues.
 
-    Of ligands: ``elements`` (M, L, 5) their properties, ``codes`` (M, L, 5) bonds, charge + 8, ring, aromatic, hydrogens; ``real`` (M, L); ``atoms`` (M, L)
-    which atom each is; ``path``, ``order`` (M, L, L); ``turns`` (M, T, 4) heavy atoms, a hydrogen's is its neighbour; ``turns_real``;
-    ``moved`` (M, T, L); ``fold`` (M, T); ``shapes`` (M, S, 4), -1 for none; ``kinds`` (M, S); ``shapes_real``; ``middle`` (M,) heavy
+    Of ligands: ``elements`` (M, L, 5) their properties, ``codes`` (M, L, 5) bonds, charge + 8, ring, aromatic, hydrogens; ``real`` (M, L);
+    ``atoms`` (M, L) which atom each is; ``path``, ``order`` (M, L, L); ``turns`` (M, T, 4) heavy atoms, a hydrogen's is its
+    neighbour; ``turns_real``; ``moved`` (M, T, L); ``fold`` (M, T); ``shapes`` (M, S, 4), -1 for none; ``kinds`` (M, S); ``shapes_real``; ``middle`` (M,) heavy
     atom that the placement is about; ``pocket`` (M,).
-    Of pockets: ``wall`` (Q, P, 5) properties of elements; ``wall_codes`` (Q, P, 2) kind of residue, charge + 8; ``wall_real``; ``wall_at`` (Q, P, 3)
-    Angstrom; ``owner`` (Q, P) residue; ``residue_kind`` (Q, R); ``residue_real``; ``residue_at`` (Q, R, 3), means of their atoms.
+    Of pockets: ``wall`` (Q, P, 5) properties of elements; ``wall_codes`` (Q, P, 2) kind of residue, charge + 8; ``wall_real``;
+    ``wall_at`` (Q, P, 3) Angstrom; ``owner`` (Q, P) residue; ``residue_kind`` (Q, R); ``residue_real``;
+    ``residue_at`` (Q, R, 3), means of their atoms.
     """
 
     elements: Tensor
@@ -95,7 +96,8 @@ def _ligand(system: Complex) -> dict[str, Tensor]:
     for column, _ in internal._rotor_columns:
         fold[column] = 3.0
     return {
-        "elements": properties(numbers[heavy]).float(), "codes": codes[heavy], "real": torch.ones(len(heavy), dtype=torch.bool), "atoms": heavy,
+        "elements": properties(numbers[heavy]).float(), "codes": codes[heavy], "real": torch.ones(len(heavy), dtype=torch.bool),
+        "atoms": heavy,
         "path": pair[heavy][:, heavy, 0].clamp(max=MAX_PATH), "order": pair[heavy][:, heavy, 1],
         "turns": place[turns], "turns_real": torch.ones(len(turns), dtype=torch.bool), "moved": moved_by(system)[:, heavy].float(),
         "fold": fold, "shapes": place[shapes], "kinds": internal.kind_index + 1, "shapes_real": torch.ones(len(shapes), dtype=torch.bool),

@@ -139,7 +139,8 @@ class PoseGraphormer(nn.Module):
         around = F.embedding(flat, scene.wall_at.flatten(0, 1)) - at[:, :, None]
         apart, inside = residue_at[:, None] - at[:, :, None], at[:, None] - at[:, :, None]
         bases = [basis(gap.norm(dim=-1)) for basis, gap in ((self.short, around), (self.long, apart), (self.short, inside))]
-        seen = _Seen(flat, *(torch.nn.functional.normalize(g, dim=-1) for g in (around, apart, inside)), *bases, scene.residue_real[pocket], real)
+        units = [F.normalize(gap, dim=-1) for gap in (around, apart, inside)]
+        seen = _Seen(flat, units[0], units[1], units[2], bases[0], bases[1], bases[2], scene.residue_real[pocket], real)
         hidden = (~torch.cat([real, scene.residue_real[pocket]], 1))[:, None, None] * -1e4
         graph = (self.path(scene.path) + self.order(scene.order))[which]
         own, other = self.bias(seen.inner) + graph, self.residue_bias(seen.far)

@@ -28,9 +28,9 @@ class Poses:
     """Denoising score matching on poses of several complexes as an objective; also what validates it.
 
     ``systems`` with frames of each in the coordinates of :class:`~dig_core.coordinates.bound.Bound`; ``weight`` (M,) how often each is
-    drawn, alike if None; ``jitter`` Angstrom by which pocket atoms are shaken at every training step, so that a pocket is known by more than
-    its exact distances. States are padded to one size, so that a batch holds any mixture. All is computed where the network's weights
-    are. Raises IncompatibleError for no systems, and for a score that is not a :class:`PoseGraphormer`'s.
+    drawn, alike if None; ``jitter`` Angstrom by which pocket atoms are shaken at every training step, so that a pocket
+    is known by more than its exact distances. States are padded to one size, so that a batch holds any mixture. All is computed where
+    the network's weights are. Raises IncompatibleError for no systems, and for a score that is not a :class:`PoseGraphormer`'s.
     """
 
     systems: Sequence[tuple[Complex, Frames]]
@@ -71,7 +71,9 @@ class Poses:
         parts = [self._loss(model, w, p, t, rng) for w, p, t in zip(which.split(64), pick.split(64), times.split(64), strict=True)]
         return {name: sum(float(part[name].detach()) for part in parts) / len(parts) for name in parts[0]}
 
-    def _loss(self, model: ScoreModel, which: Tensor, pick: Tensor, t: Tensor, rng: torch.Generator, jitter: float = 0.0) -> dict[str, Tensor]:
+    def _loss(
+        self, model: ScoreModel, which: Tensor, pick: Tensor, t: Tensor, rng: torch.Generator, jitter: float = 0.0
+    ) -> dict[str, Tensor]:
         if not isinstance(model, NoiseScore) or not isinstance(model.network, PoseGraphormer):
             raise IncompatibleError(f"expected a NoiseScore of a PoseGraphormer, got a {type(model).__name__}.")
         network, device = model.network, model.network.kind.weight.device

@@ -12,9 +12,9 @@ from dig_core.checkpoint import load, save
 from dig_core.coordinates import Bound, Internal
 from dig_core.coordinates.complex import Complex, PocketAtoms, bind, complex_of
 from dig_core.coordinates.scaffold import Scaffold, moved_by
-from dig_core.dig import Card, DiG
 from dig_core.diffusion import SO3
 from dig_core.diffusion.rotations import rotation_matrix
+from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import PoseGraphormer
 from dig_core.random import Streams

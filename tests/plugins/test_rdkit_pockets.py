@@ -15,8 +15,8 @@ from rdkit.Chem import rdDistGeom
 from rdkit.Chem import rdForceFieldHelpers as forcefields
 
 from dig_core.coordinates import Bound
-from dig_core.dig import Card, DiG
 from dig_core.diffusion import SO3
+from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.montecarlo.chain import MonteCarlo
 from dig_core.nn import PoseGraphormer
@@ -169,14 +169,14 @@ def test_energy_is_that_of_rdkit_with_interactions_between_fragments(pocket, smi
     ligand = placed(smiles, outside())
     energy = PocketEnergy(ligand, pocket)
     rng = np.random.default_rng(0)
-    poses = to_geometry(ligand).positions.numpy() + np.stack([rng.normal(size=3) * 0.5 + rng.normal(size=(ligand.GetNumAtoms(), 3)) * 0.05 for _ in range(4)])
+    shifts = 0.5 * rng.normal(size=(4, 1, 3)) + 0.05 * rng.normal(size=(4, ligand.GetNumAtoms(), 3))
+    poses = to_geometry(ligand).positions.numpy() + shifts
     both = Chem.CombineMols(ligand, pocket.mol)
     Chem.SanitizeMol(both)
     known = forcefields.MMFFGetMoleculeProperties(both, mmffVariant="MMFF94s")
     field = forcefields.MMFFGetMoleculeForceField(both, known, nonBondedThresh=1e6, ignoreInterfragInteractions=False)
-    wanted = np.array([field.CalcEnergy(np.concatenate([p, pocket.positions]).ravel().tolist()) for p in poses])
-    # RDKit reuses distances between calls unless told to forget them.
-    for k, pose in enumerate(poses):
+    wanted = np.empty(4)
+    for k, pose in enumerate(poses):  # RDKit reuses distances between calls unless told to forget them
         both.GetConformer().SetPositions(np.concatenate([pose, pocket.positions]))
         field.Initialize()
         wanted[k] = field.CalcEnergy()
@@ -316,7 +316,7 @@ def test_ensembles_have_clusters_checks_and_files(pocket, tmp_path):
     assert sorted(k for c in clusters for k in c.members) == list(range(6))
     assert abs(sum(c.probability.value for c in clusters) - 1) < 1e-9
     found.write_sdf(tmp_path / "poses.sdf")
-    read = [m for m in Chem.SDMolSupplier(str(tmp_path / "poses.sdf"), removeHs=False)]
+    read = list(Chem.SDMolSupplier(str(tmp_path / "poses.sdf"), removeHs=False))
     assert len(read) == 6
     np.testing.assert_allclose(read[2].GetConformer().GetPositions(), found.positions[2], atol=1e-3)
     assert float(read[2].GetProp("log_q")) == pytest.approx(float(found.log_q[2]))

@@ -17,10 +17,10 @@ from dig_core.training.losses import Frames
 from dig_core.types import Geometry, State
 
 from ..convert import to_geometry
-from .describe import Form, check_place, describe_complex, ring_forms
+from .describe import check_place, describe_complex, ring_forms
 from .energy import PocketEnergy
-from .pocket import Pocket
 from .minimise import relax
+from .pocket import Pocket
 
 __all__ = ["Posed", "frames_of_pose", "nearest_form", "posed"]
 

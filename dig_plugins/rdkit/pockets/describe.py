@@ -1,4 +1,4 @@
-"""A ligand in a pocket as a descriptor: internal coordinates whose whitening is that of MMFF94's second derivatives, rings closed by them."""
+"""A ligand in a pocket as a descriptor: internal coordinates whitened by MMFF94's second derivatives, which closes rings."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ class PocketEnergy:
         n, p = self.own.n_atoms, len(self.pocket)
         positions = geometry.positions.detach().double()
         if positions.dim() != 3 or positions.shape[1] not in (n, n + p) or geometry.cell is not None:
-            raise IncompatibleError(f"expected positions (B, {n}, 3) or (B, {n + p}, 3), ligand first, no cell; got {tuple(positions.shape)}.")
+            shape = tuple(positions.shape)
+            raise IncompatibleError(f"expected positions (B, {n}, 3) or (B, {n + p}, 3), ligand first, without a cell, got {shape}.")
         return positions[:, :n], self.pocket if positions.shape[1] == n else positions[:, n:]
 
 
@@ -103,10 +104,13 @@ def _seventh(x: Tensor) -> Tensor:
 
 def _parameters(ligand: Chem.Mol, pocket: Pocket, variant: str) -> tuple[Tensor, Tensor, Tensor]:
     """R* (L, P) Angstrom, epsilon (L, P) kcal/mol, products of charges (L, P)."""
-    both = Chem.CombineMols(ligand, pocket.mol)
+    parts = [Chem.Mol(mol) for mol in (ligand, pocket.mol)]
+    for part in parts:
+        part.RemoveAllConformers()
+    both = Chem.CombineMols(*parts)
     Chem.SanitizeMol(both)
     if not forcefields.MMFFHasAllMoleculeParams(pocket.mol):
-        raise UnsupportedError("MMFF94 has no parameters for an atom of the pocket: leave out its ions and cofactors, or use another energy.")
+        raise UnsupportedError("MMFF94 has no parameters for an atom of the pocket: leave out its ions and cofactors.")
     known = forcefields.MMFFGetMoleculeProperties(both, mmffVariant=variant)
     n, total = ligand.GetNumAtoms(), both.GetNumAtoms()
     types = np.array([known.GetMMFFAtomType(i) for i in range(total)])

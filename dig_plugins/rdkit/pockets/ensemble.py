@@ -18,8 +18,8 @@ from ..compare import heavy_symmetries
 from ..convert import to_geometry, with_conformers
 from .checks import PoseChecks, check_poses
 from .energy import PocketEnergy
-from .pocket import Pocket
 from .minimise import relax
+from .pocket import Pocket
 
 __all__ = ["Cluster", "PoseEnsemble", "pose_rmsd"]
 

@@ -15,7 +15,7 @@ __all__ = ["Relaxed", "relax"]
 
 
 class Relaxed(NamedTuple):
-    """``positions`` (B, L, 3) Angstrom; ``energy`` (B,) kT before and after; ``slope`` (B,) largest force component that is left, kT/Angstrom."""
+    """``positions`` (B, L, 3) Angstrom; energies (B,) kT ``before`` and ``after``; ``slope`` (B,) the largest force left, kT/Angstrom."""
 
     positions: Tensor
     before: Tensor
@@ -31,7 +31,9 @@ def relax(ligand: Tensor, energy: PocketEnergy, *, steps: int = 200, restraint: 
     done, before, after, slopes = [], [], [], []
     for start in ligand.detach().double():
         x = start[None].clone().requires_grad_()
-        mover = torch.optim.LBFGS([x], lr=1.0, max_iter=steps, tolerance_grad=0.5, tolerance_change=1e-7, history_size=20, line_search_fn="strong_wolfe")
+        mover = torch.optim.LBFGS(
+            [x], max_iter=steps, tolerance_grad=0.5, tolerance_change=1e-7, history_size=20, line_search_fn="strong_wolfe"
+        )
 
         def value(x: Tensor = x, start: Tensor = start) -> Tensor:
             u, gradient = energy.energy_and_gradient(Geometry(x))

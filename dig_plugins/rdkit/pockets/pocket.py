@@ -161,7 +161,7 @@ def _cut(whole: Chem.Mol, chosen: list[tuple[str, list[int]]], centre: np.ndarra
     if bare:
         names = sorted({chosen[number[a]][0] for a in bare})
         raise IncompatibleError(
-            f"hydrogens are missing in {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: add them (PDBFixer, reduce) and read again."
+            f"hydrogens are missing in {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: add them and read again."
         )
     ends = {a.GetIdx() for i in number for a in whole.GetAtomWithIdx(i).GetNeighbors() if a.GetIdx() not in number}
     opened = [a for a in number if any(b.GetIdx() in ends for b in whole.GetAtomWithIdx(a).GetNeighbors())]

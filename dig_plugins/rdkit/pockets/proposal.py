@@ -89,6 +89,6 @@ class PoseProposal:
 def bound_to(model: DiG, ligand: Chem.Mol, pocket: Pocket, forms: Sequence[Form]) -> list[DiG]:
     """``model`` for each form of ``ligand`` in ``pocket``. UnsupportedError unless it is one of ligands in pockets."""
     if not isinstance(model.model, NoiseScore) or not isinstance(model.model.network, PoseGraphormer):
-        raise UnsupportedError(f"the model {model.card.name!r} does not place ligands in pockets: use one of dig_plugins.rdkit.recipes.pockets.")
+        raise UnsupportedError(f"the model {model.card.name!r} does not place ligands in pockets: take one of recipes.pockets.")
     coordinates = model.model.network.coordinates
     return [dataclasses.replace(model.on(describe_complex(ligand, pocket, form)), coordinates=coordinates) for form in forms]

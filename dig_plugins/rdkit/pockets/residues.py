@@ -20,7 +20,8 @@ _ALSO = {
 }  # fmt: skip
 _CAPS = frozenset({"ACE", "NME", "NMA", "NH2", "NHE"})
 _WATERS = frozenset({"HOH", "WAT", "H2O", "DOD", "SOL", "SPC", "TIP", "TIP3", "TP3", "T3P"})
-_CHARGES = {3: 1, 11: 1, 19: 1, 37: 1, 55: 1, 47: 1, 9: -1, 17: -1, 35: -1, 53: -1} | dict.fromkeys((12, 20, 25, 26, 27, 28, 29, 30, 38, 48, 56, 80), 2)
+_CHARGES = {3: 1, 11: 1, 19: 1, 37: 1, 55: 1, 47: 1, 9: -1, 17: -1, 35: -1, 53: -1}
+_CHARGES |= dict.fromkeys((12, 20, 25, 26, 27, 28, 29, 30, 38, 48, 56, 80), 2)
 CAP, WATER, ION, COFACTOR = range(len(_AMINO) + 1, len(_AMINO) + 5)
 KINDS = COFACTOR + 1
 """Number of kinds: 0 is the ligand's, 1 to 20 the amino acids."""
@@ -78,10 +79,9 @@ def repair(mol: Chem.Mol, what: str) -> Chem.Mol:
 
 
 def _open(atom: Chem.Atom) -> bool:
-    """Not all valences are taken, though the residue has its hydrogens (one heavy neighbour is not enough to tell a bare one)."""
-    return atom.GetTotalNumHs() > 0 and any(
-        b.GetAtomicNum() == 1 for a in atom.GetNeighbors() for b in (*a.GetNeighbors(), *(c for n in a.GetNeighbors() for c in n.GetNeighbors()))
-    )
+    """Not all valences are taken, though hydrogens stand within three bonds: the residue has its own."""
+    around = {b.GetIdx(): b for a in atom.GetNeighbors() for n in a.GetNeighbors() for b in (n, *n.GetNeighbors())}
+    return atom.GetTotalNumHs() > 0 and any(b.GetAtomicNum() == 1 for b in around.values())
 
 
 def _ion(atom: Chem.Atom) -> None:

@@ -22,9 +22,9 @@ from ..convert import with_conformers
 from .describe import ring_forms
 from .energy import PocketEnergy
 from .ensemble import PoseEnsemble
+from .minimise import relax
 from .pocket import Pocket
 from .proposal import PoseProposal, bound_to
-from .minimise import relax
 
 __all__ = ["CORRECTIONS", "sample_poses"]
 
@@ -64,7 +64,7 @@ def sample_poses(
     UnsupportedError: a model of something else, atoms that MMFF94 does not know. StateError: a chain that finds no place to start from.
     """
     if correct not in CORRECTIONS or (relaxed and correct):
-        raise IncompatibleError(f"expected correct to be one of {CORRECTIONS}, and None for relaxed poses, got {correct!r}, relaxed = {relaxed}.")
+        raise IncompatibleError(f"expected correct to be one of {CORRECTIONS}, None for relaxed poses, got {correct!r}, relaxed={relaxed}.")
     if n < 1:
         raise IncompatibleError(f"expected to draw at least 1 pose, got n = {n}.")
     seed = as_seed(seed)

@@ -127,7 +127,8 @@ def train(
     model = NoiseScore(network, network.process(known[0][0]))
     if seconds is not None:
         steps = _steps(model, objective, out, seconds, batch, device)
-    config = LoopConfig(steps=steps, batch=batch, rate=1e-3, warmup=min(200, steps // 10), average=0.998, every=max(1, steps // 20), seed=seed)
+    every, warmup = max(1, steps // 20), min(200, steps // 10)
+    config = LoopConfig(steps=steps, batch=batch, rate=1e-3, warmup=warmup, average=0.998, every=every, seed=seed)
     # What is withheld is looked at, in the log; nothing is chosen by it.
     result = optimise(model, objective, config, validation=aside, directory=out, label=out.name)  # type: ignore[arg-type]
     done = result.model.cpu().eval().requires_grad_(False)
