@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +77,9 @@ class Scaffold:
 
     def to(self, device: torch.device | str) -> Scaffold:
         """The same on another device."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)})
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in parts.items()}
+        return Scaffold(**moved)
 
     def place(self, state: State, which: Tensor, width: float) -> Tensor:
         """(B, N, 3) float32 Angstrom of padded states, row b of ligand ``which[b]``; ``width`` as of :class:`.bound.Bound`."""

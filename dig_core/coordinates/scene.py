@@ -22,8 +22,8 @@ class Scene:
 
     Of ligands: ``elements`` (M, L, 5) their properties, ``codes`` (M, L, 5) bonds, charge + 8, ring, aromatic, hydrogens; ``real`` (M, L);
     ``atoms`` (M, L) which atom each is; ``path``, ``order`` (M, L, L); ``turns`` (M, T, 4) heavy atoms, a hydrogen's is its
-    neighbour; ``turns_real``; ``moved`` (M, T, L); ``fold`` (M, T); ``shapes`` (M, S, 4), -1 for none; ``kinds`` (M, S); ``shapes_real``; ``middle`` (M,) heavy
-    atom that the placement is about; ``pocket`` (M,).
+    neighbour; ``turns_real``; ``moved`` (M, T, L); ``fold`` (M, T); ``shapes`` (M, S, 4), -1 for none; ``kinds`` (M, S);
+    ``shapes_real``; ``middle`` (M,) heavy atom that the placement is about; ``pocket`` (M,).
     Of pockets: ``wall`` (Q, P, 5) properties of elements; ``wall_codes`` (Q, P, 2) kind of residue, charge + 8; ``wall_real``;
     ``wall_at`` (Q, P, 3) Angstrom; ``owner`` (Q, P) residue; ``residue_kind`` (Q, R); ``residue_real``;
     ``residue_at`` (Q, R, 3), means of their atoms.
