@@ -25,6 +25,7 @@ from dig_core.score import NoiseScore
 from dig_core.types import Geometry
 from dig_plugins.rdkit import MMFFEnergy, of_smiles, to_geometry, with_conformers
 from dig_plugins.rdkit.pockets import (
+    HybridMoves,
     PocketEnergy,
     PoseProposal,
     bound_to,
@@ -305,6 +306,34 @@ def test_a_chain_with_an_untrained_model_samples_the_energy(pocket):
     error = 1.5 / math.sqrt(records.accepted.sum() / 2)
     assert np.abs(gap.mean(0)).max() < 4 * error
     assert 0.7 < gap.std(0).mean() / 1.5 < 1.3
+
+
+def test_hybrid_moves_sample_the_energy(pocket):
+    """A bond's length under MMFF94 is distributed as importance weights from its harmonic law say."""
+    mol = placed("CCO", outside())
+    energy = PocketEnergy(mol, pocket)
+    start = relax(to_geometry(mol).positions, energy)
+    moves, x, lengths, u = HybridMoves(energy, seed=3, count=1), start.positions[0].numpy(), [], []
+    for block in range(500):
+        x = moves(x, block)
+        lengths.append(np.linalg.norm(x[0] - x[1]))
+        u.append(float(energy(Geometry(torch.from_numpy(x[None])))))
+    assert moves.accepted > 0.6 * moves.proposed
+    # Equipartition: 27 coordinates share the energy, most of them stiff.
+    excess = np.mean(u[100:]) - float(start.after)
+    assert 0.5 * 18 < excess < 0.5 * 34
+    assert abs(np.mean(lengths[100:]) - 1.52) < 0.03 and 0.015 < np.std(lengths[100:]) < 0.05
+
+
+def test_a_corrected_chain_starts_from_a_minimum_and_stays_low(pocket):
+    mol = placed("CCO", outside())
+    dig = untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]))
+    found = sample_poses(pocket, mol, 12, model=dig, seed=4, correct="mc", batch=16)
+    energy = PocketEnergy(mol, pocket)
+    low = float(relax(torch.from_numpy(found.positions[-1:]), energy).after) * energy.kt
+    assert len(found) == 12 and bool((found.energy - low < 40 * energy.kt).all())
+    everywhere = np.ones(12, dtype=bool)
+    assert found.free_energy_difference(everywhere, everywhere).value == pytest.approx(0.0)
 
 
 def test_ensembles_have_clusters_checks_and_files(pocket, tmp_path):

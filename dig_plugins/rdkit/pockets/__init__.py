@@ -5,6 +5,7 @@ from ...lazy import lazily
 _HOME = {
     "Cluster": "ensemble",
     "Form": "describe",
+    "HybridMoves": "moves",
     "Pocket": "pocket",
     "PocketEnergy": "energy",
     "PoseChecks": "checks",

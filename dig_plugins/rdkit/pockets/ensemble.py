@@ -16,6 +16,7 @@ from dig_core.montecarlo.analysis import Estimate
 
 from ..compare import heavy_symmetries
 from ..convert import to_geometry, with_conformers
+from ..energy import reduced_unit
 from .checks import PoseChecks, check_poses
 from .energy import PocketEnergy
 from .minimise import relax
@@ -89,6 +90,16 @@ class PoseEnsemble:
             members = members[np.argsort(-weights[members], kind="stable")]
             made.append(Cluster(tuple(members.tolist()), Estimate(float(value), float(error))))
         return sorted(made, key=lambda c: -c.probability.value)
+
+    def free_energy_difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
+        """F(b) - F(a) in kcal/mol with its standard error; ``a``, ``b`` (n,) bool say which poses are in a state.
+
+        +inf or -inf, error nan, where only one was visited; StateError where neither was.
+        """
+        rng = np.random.default_rng(self.seed)
+        found = analysis.free_energy_difference(a, b, self.weights, block=self.block, n_bootstrap=_RESAMPLES, rng=rng)
+        kt = reduced_unit(self.temperature)
+        return Estimate(found.value * kt, found.stderr * kt)
 
     def checks(self) -> PoseChecks:
         """What is wrong with each pose, see :func:`.checks.check_poses`."""

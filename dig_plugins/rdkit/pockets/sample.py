@@ -11,7 +11,7 @@ from rdkit import Chem
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, StateError
-from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weights
+from dig_core.montecarlo.analysis import metropolis_acceptance
 from dig_core.montecarlo.chain import MonteCarlo, Pool
 from dig_core.random import Streams, as_seed
 from dig_core.types import Geometry
@@ -23,12 +23,16 @@ from .describe import ring_forms
 from .energy import PocketEnergy
 from .ensemble import PoseEnsemble
 from .minimise import relax
+from .moves import HybridMoves
 from .pocket import Pocket
 from .proposal import PoseProposal, bound_to
 
 __all__ = ["CORRECTIONS", "sample_poses"]
 
 CORRECTIONS = (None, "reweight", "mc")
+_BLOCK, _WARM = 4, 25
+"""Proposals between local moves, and blocks of such moves before a chain begins to count."""
+
 _BURN_IN = 2**30  # proposals that a chain's start is chosen among have indices from here on
 
 
@@ -53,7 +57,8 @@ def sample_poses(
     ----------
     ligand: with all hydrogens and stereochemistry. model: a DiG of ligands in pockets, the name of one that ships, or a file.
     correct: None, the model's own law; ``"reweight"``, independent poses with raw weights exp(-E/kT) / q of MMFF94 in the pocket as it
-        is; ``"mc"``, a Metropolis chain on the model's proposals, poses of equal weight, repeats included.
+        is; ``"mc"``, a Metropolis chain on the model's proposals with hybrid Monte Carlo in between, poses of equal weight, repeats
+        included: exact, and it moves within a site even where no proposal is accepted.
     relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
     temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
     steps: of the model's paths; its card's if None. batch: poses at a time.
@@ -93,18 +98,26 @@ def sample_poses(
 def _chain(
     proposal: PoseProposal, energy: PocketEnergy, ligand: Chem.Mol, pocket: Pocket, n: int, seed: int, batch: int
 ) -> PoseEnsemble:
-    """The state after each of ``n`` proposals; the start is one of ``batch`` proposals, drawn by their weights."""
+    """The state after each of ``n`` proposals, local moves before every ``_BLOCK`` of them.
+
+    The start is the heaviest of ``batch`` proposals, minimised: overlaps would take a chain long to leave.
+    """
     first = Pool(proposal, energy, seed=seed, batch=batch, start=_BURN_IN * batch).take(batch)
     if not np.isfinite(first.log_weight).any():
         raise StateError(f"none of {batch} proposals has a finite weight: the model has no place for this ligand in this pocket.")
-    chosen = int(Streams.chain(seed, 2**62).choice(batch, p=normalised_weights(first.log_weight)))
-    chain = MonteCarlo(proposal, energy, Geometry(torch.from_numpy(first.positions[chosen : chosen + 1])), seed=seed, batch=min(batch, n))
-    visited, records = chain.block(n)
-    here = np.maximum.accumulate(np.where(records.accepted, np.arange(n), -1))
-    u = np.where(here < 0, first.u[chosen], records.u[here])
-    log_q = np.where(here < 0, math.nan, records.log_q[here])
-    numbers = {"energy": u * energy.kt, "log_q": log_q, "log_weight": np.zeros(n)}
-    filled = with_conformers(ligand, visited, **numbers)
-    return PoseEnsemble(
-        filled, pocket, *numbers.values(), energy.own.temperature, seed, float(records.accepted.mean()), math.ceil(n / 40)
-    )
+    start = relax(torch.from_numpy(first.positions[[int(first.log_weight.argmax())]]), energy).positions
+    moves = HybridMoves(energy, seed)
+    chain = MonteCarlo(proposal, energy, Geometry(start), seed=seed, batch=min(batch, n), local=moves)
+    for k in range(_WARM):
+        chain.positions = moves(chain.positions, 2**40 + k)
+    parts, accepted, left = [], [], n
+    while left > 0:
+        visited, records = chain.block(min(_BLOCK, left))
+        parts.append(visited)
+        accepted.append(records.accepted)
+        left -= len(visited)
+    positions = np.concatenate(parts)
+    u = np.concatenate([energy(Geometry(torch.from_numpy(part))).numpy() for part in parts])
+    numbers = {"energy": u * energy.kt, "log_q": np.full(n, math.nan), "log_weight": np.zeros(n)}
+    filled, acceptance = with_conformers(ligand, positions, **numbers), float(np.concatenate(accepted).mean())
+    return PoseEnsemble(filled, pocket, *numbers.values(), energy.own.temperature, seed, acceptance, math.ceil(n / 40))
