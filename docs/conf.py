@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,8 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 
 PAGES = {"benchmarks/RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+OF_THE_CORE = {"Fitted"}
+"""What plugins hand on, told of where it is made."""
 ITEM = re.compile(r"\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*: ")
 SHAPE = re.compile(r"(``.*?``)|([*|])", re.DOTALL)
 
@@ -87,13 +90,19 @@ def local(app, page: str, source: list[str]) -> None:
 
 
 def packages(app, page: str, source: list[str]) -> None:
-    """The page of a plugin goes on with its sub-packages, each with its public names."""
+    """The page of a plugin lists its packages, each with its public names; what a package below it has too is listed there."""
     folder = ROOT / "dig_plugins" / page.removeprefix("api/")
-    if page.startswith("api/") and folder.is_dir():
-        for file in sorted(folder.glob("*/**/__init__.py")):
-            name = ".".join(file.parent.relative_to(ROOT).parts)
-            if "recipes" not in name:
-                source[0] += f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+    if not (page.startswith("api/") and folder.is_dir()):
+        return
+    files = sorted(folder.rglob("__init__.py"), key=lambda file: file.parts[:-1])
+    names = [".".join(file.parent.relative_to(ROOT).parts) for file in files]
+    public = {name: set(import_module(name).__all__) for name in names if "recipes" not in name}
+    for name, here in public.items():
+        below = set().union(*(there for other, there in public.items() if other.startswith(f"{name}.")))
+        title = f"\n## {name}\n" if "." in name.removeprefix("dig_plugins.") else ""
+        elsewhere = ", ".join(sorted(here & (below | OF_THE_CORE)))
+        left_out = f"   :exclude-members: {elsewhere}\n" if elsewhere else ""
+        source[0] += f"{title}\n```{{eval-rst}}\n.. automodule:: {name}\n{left_out}```\n"
 
 
 def setup(app) -> None:
