@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,19 +14,13 @@ from ..system.descriptor import Descriptor
 from ..system.elements import N_PROPERTIES
 from ..types import State, Tangent
 from .embed import CategoryEmbedding, TimeEmbedding, seeded
+from .pulls import Basis, Pull, Seen, ToldAttention, Wall, distances, rows_at
 
 __all__ = ["PoseGraphormer"]
 
 _SHORT, _LONG = 9.0, 26.0  # Angstrom: reach of the distances between atoms, and between atoms and residues
 _SHARP = {"place": 0.05, "turn": 0.05, "torsion": 0.15}  # noise below which the answer is not read more sharply, units of the state
 _KINDS = 32
-
-
-class _Wall(NamedTuple):
-    """Features of pocket atoms (Q, P, W) and of residues (Q, R, W)."""
-
-    atoms: Tensor
-    residues: Tensor
 
 
 class PoseGraphormer(nn.Module):
@@ -63,14 +55,14 @@ class PoseGraphormer(nn.Module):
             self.kind = nn.Embedding(_KINDS, width)
             self.path, self.order = nn.Embedding(MAX_PATH + 1, heads * layers), nn.Embedding(5, heads * layers)
             self.time = TimeEmbedding(width)
-            self.short, self.long = _Basis(basis, _SHORT), _Basis(basis, _LONG)
+            self.short, self.long = Basis(basis, _SHORT), Basis(basis, _LONG)
             self.wall_near, self.wall_sent = nn.Linear(basis, width, bias=False), nn.Linear(width, width)
             self.raise_, self.lower = nn.Linear(width, width), nn.Linear(width, width)
             self.wall_bias = nn.Linear(basis, heads * encoder)
-            self.wall_blocks = nn.ModuleList(_Attention(width, heads) for _ in range(encoder))
+            self.wall_blocks = nn.ModuleList(ToldAttention(width, heads) for _ in range(encoder))
             self.bias, self.residue_bias = nn.Linear(basis, heads * layers), nn.Linear(basis, heads * layers)
-            self.blocks = nn.ModuleList(_Attention(width, heads) for _ in range(layers))
-            self.pulls = nn.ModuleList(_Pull(width, basis, channels) for _ in range(layers))
+            self.blocks = nn.ModuleList(ToldAttention(width, heads) for _ in range(layers))
+            self.pulls = nn.ModuleList(Pull(width, basis, channels) for _ in range(layers))
             self.gates = _zeroed(width, 3 * channels + 2)
             self.ends = nn.Linear(width, 4 * 64, bias=False)
             self.kinds, self.value = nn.Embedding(8, 64), nn.Linear(3, 64)
@@ -107,11 +99,11 @@ class PoseGraphormer(nn.Module):
         x, vectors = self._attend(at, wall, active, scene, which)
         return self._read(x, vectors, at, state, t, scene, which)
 
-    def _wall(self, scene: Scene) -> _Wall:
+    def _wall(self, scene: Scene) -> Wall:
         x = self.wall_element(scene.wall) + self.wall_codes(scene.wall_codes)
-        gap = torch.cdist(scene.wall_at, scene.wall_at) + 1e3 * (~scene.wall_real)[:, None]
+        gap = distances(scene.wall_at, scene.wall_at) + 1e3 * (~scene.wall_real)[:, None]
         near = gap.topk(min(self.neighbours, gap.shape[2]), dim=2, largest=False)
-        sent = _picked(self.wall_sent(x), near.indices)
+        sent = rows_at(self.wall_sent(x), near.indices)
         x = x + (self.wall_near(self.short(near.values)) * sent).sum(2)
         x = x * scene.wall_real[..., None]
         size = scene.residue_kind.shape[1]
@@ -119,28 +111,28 @@ class PoseGraphormer(nn.Module):
         count = torch.zeros_like(x[:, :size, :1]).scatter_add(1, scene.owner[..., None], scene.wall_real[..., None].to(x))
         residues = x.new_zeros(len(x), size, x.shape[2]).scatter_add(1, owner, self.raise_(x) * scene.wall_real[..., None])
         residues = residues / count.clamp_min(1) + self.kind(scene.residue_kind)
-        biases = self.wall_bias(self.long(torch.cdist(scene.residue_at, scene.residue_at))).permute(0, 3, 1, 2)
+        biases = self.wall_bias(self.long(distances(scene.residue_at, scene.residue_at))).permute(0, 3, 1, 2)
         hidden = (~scene.residue_real)[:, None, None] * -1e4
         still = torch.zeros_like(residues[:, 0])
         for block, bias in zip(self.wall_blocks, biases.chunk(len(self.wall_blocks), 1), strict=True):
             residues = block(residues, residues, bias + hidden, still)
-        return _Wall(x + _picked(self.lower(residues), scene.owner), residues)
+        return Wall(x + rows_at(self.lower(residues), scene.owner), residues)
 
-    def _attend(self, at: Tensor, wall: _Wall, active: Tensor, scene: Scene, which: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, at: Tensor, wall: Wall, active: Tensor, scene: Scene, which: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, L, W) and vectors (B, L, C, 3) of the ligand's heavy atoms."""
         pocket, real = scene.pocket[which], scene.real[which]
         x = (self.element(scene.elements) + self.codes(scene.codes))[which]
         residues, residue_at = wall.residues[pocket], scene.residue_at[pocket]
         # Which pocket atoms are near: of each pocket once, then what the neighbours know.
         with torch.no_grad():
-            gap = torch.cdist(at, scene.wall_at[pocket]) + 1e3 * (~scene.wall_real[pocket])[:, None]
+            gap = distances(at, scene.wall_at[pocket]) + 1e3 * (~scene.wall_real[pocket])[:, None]
             near = gap.topk(min(self.neighbours, gap.shape[2]), dim=2, largest=False).indices
         flat = near + (pocket * scene.wall.shape[1])[:, None, None]
         around = F.embedding(flat, scene.wall_at.flatten(0, 1)) - at[:, :, None]
         apart, inside = residue_at[:, None] - at[:, :, None], at[:, None] - at[:, :, None]
         bases = [basis(gap.norm(dim=-1)) for basis, gap in ((self.short, around), (self.long, apart), (self.short, inside))]
         units = [F.normalize(gap, dim=-1) for gap in (around, apart, inside)]
-        seen = _Seen(flat, units[0], units[1], units[2], bases[0], bases[1], bases[2], scene.residue_real[pocket], real)
+        seen = Seen(flat, units[0], units[1], units[2], bases[0], bases[1], bases[2], scene.residue_real[pocket], real)
         hidden = (~torch.cat([real, scene.residue_real[pocket]], 1))[:, None, None] * -1e4
         graph = (self.path(scene.path) + self.order(scene.order))[which]
         own, other = self.bias(seen.inner) + graph, self.residue_bias(seen.far)
@@ -177,7 +169,7 @@ class PoseGraphormer(nn.Module):
     def _fold(self, x: Tensor, atoms: Tensor, state: State, scene: Scene, which: Tensor) -> tuple[Tensor, Tensor]:
         """Two numbers (B, T + S) for each torsion and shape value, from the features of its atoms (B, T + S, 4) and its value."""
         ends = self.ends(x).unflatten(2, (4, -1))
-        total = sum(_picked(ends[:, :, k], atoms[..., k].clamp_min(0)) * (atoms[..., k, None] >= 0) for k in range(4))
+        total = sum(rows_at(ends[:, :, k], atoms[..., k].clamp_min(0)) * (atoms[..., k, None] >= 0) for k in range(4))
         torsion, shape = state["torsion"], state["shape"]
         zero = torch.zeros_like(shape)
         values = torch.cat(
@@ -193,91 +185,6 @@ class PoseGraphormer(nn.Module):
         return (sigma**2 + _SHARP[name] ** 2).sqrt() * (sigma if part.space.periodic else part.scale(t).out)
 
 
-class _Seen(NamedTuple):
-    """Pocket atoms near a ligand atom (B, L, K), directions to them, to residues and to the ligand's atoms, and bases of the distances."""
-
-    near: Tensor
-    to_near: Tensor
-    to_far: Tensor
-    to_inner: Tensor
-    close: Tensor
-    far: Tensor
-    inner: Tensor
-    residues: Tensor
-    real: Tensor
-
-
-class _Basis(nn.Module):
-    """Gaussians of a distance, even to ``reach`` Angstrom, that fade towards it."""
-
-    centres: Tensor
-
-    def __init__(self, size: int, reach: float) -> None:
-        super().__init__()
-        self.reach, self.step = reach, reach / (size - 1)
-        self.register_buffer("centres", torch.linspace(0, reach, size), persistent=False)
-
-    def forward(self, distance: Tensor) -> Tensor:
-        fade = (1 - (distance / self.reach).clamp(max=1) ** 4)[..., None]
-        return torch.exp(-0.5 * ((distance[..., None] - self.centres) / self.step) ** 2) * fade
-
-
-class _Attention(nn.Module):
-    """Attention of B x L to B x M features with biases (B, H, L, M), then a feed-forward step; both told the time."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key_value, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.hidden, self.back = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.told = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.told.weight)
-        nn.init.zeros_(self.told.bias)
-
-    def forward(self, x: Tensor, seen: Tensor, bias: Tensor, active: Tensor) -> Tensor:
-        a, b, c, d, e, f = self.told(active)[:, None].chunk(6, -1)
-        width = x.shape[2:]
-        q = self.query(F.layer_norm(x, width) * (1 + a) + b).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in self.key_value(F.layer_norm(seen, width)).chunk(2, -1))
-        mixed = torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + bias, -1) @ v
-        x = x + (1 + c) * self.out(mixed.transpose(1, 2).flatten(2))
-        return x + (1 + f) * self.back(F.silu(self.hidden(F.layer_norm(x, width) * (1 + d) + e)))
-
-
-class _Pull(nn.Module):
-    """Vectors towards what an atom sees, weighted by what both are and how far apart; their lengths go back into the features."""
-
-    def __init__(self, width: int, basis: int, channels: int) -> None:
-        super().__init__()
-        self.receiver = nn.Linear(width, 3 * channels)
-        self.senders = nn.ModuleList(nn.Linear(width, channels) for _ in range(3))
-        self.radials = nn.ModuleList(nn.Linear(basis, channels) for _ in range(3))
-        self.near, self.sent = nn.Linear(basis, width, bias=False), nn.Linear(width, width)
-        self.back = nn.Sequential(nn.Linear(2 * channels, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, x: Tensor, wall: _Wall, residues: Tensor, seen: _Seen, before: Tensor) -> tuple[Tensor, Tensor]:
-        normed = F.layer_norm(x, x.shape[2:])
-        told = 1 + self.receiver(normed).unflatten(2, (3, -1))
-        near, far, inner = (
-            1 + F.embedding(seen.near, self.senders[0](wall.atoms).flatten(0, 1)),
-            (1 + self.senders[1](residues))[:, None] * seen.residues[:, None, :, None],
-            (1 + self.senders[2](normed))[:, None] * seen.real[:, None, :, None],
-        )
-        parts = zip((near, far, inner), (seen.close, seen.far, seen.inner), (seen.to_near, seen.to_far, seen.to_inner), strict=True)
-        total = before
-        for k, (weight, radial, unit) in enumerate(parts):
-            total = total + torch.einsum("blmc,blmx->blcx", self.radials[k](radial) * weight, unit) * told[:, :, k, :, None]
-        square = torch.asinh(torch.cat([(total * total).sum(-1), (total * total.roll(1, 2)).sum(-1)], -1))
-        heard = (self.near(seen.close) * F.embedding(seen.near, self.sent(wall.atoms).flatten(0, 1))).sum(2)
-        return x + self.back(square) + 0.2 * heard, total
-
-
-def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, M, W) at ``index`` (B, ...)."""
-    flat = index.flatten(1)
-    return x.gather(1, flat[..., None].expand(-1, -1, x.shape[2])).unflatten(1, index.shape[1:])
-
-
 def _rotation(arms: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
     """(B, 3) the small rotation that moves arms (B, L, 3) most nearly by ``shift``, damped where the ligand is short."""
     square = (weight * arms.square().sum(-1)).sum(1)[:, None, None] * torch.eye(3).to(arms)
@@ -288,7 +195,7 @@ def _rotation(arms: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
 
 def _turned(at: Tensor, shift: Tensor, turns: Tensor, moved: Tensor) -> Tensor:
     """(B, T) the small turns about bonds that move the atoms beyond them most nearly by ``shift``, damped where these are few."""
-    back, front = _picked(at, turns[..., 2]), _picked(at, turns[..., 1])
+    back, front = rows_at(at, turns[..., 2]), rows_at(at, turns[..., 1])
     axis = F.normalize(front - back, dim=-1)
     lever = torch.linalg.cross(axis[:, :, None].expand(-1, -1, at.shape[1], -1), at[:, None] - front[:, :, None])
     return (moved * (lever * shift[:, None]).sum(-1)).sum(2) / ((moved * lever.square().sum(-1)).sum(2) + 1)

@@ -178,7 +178,6 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1 if given.device == "cpu" else 4)
-    torch.set_float32_matmul_precision("high")
     if given.poses is None and given.data is None:
         parser.error("give --data, or --poses of an earlier run.")
     poses = given.poses or prepare(given.data, given.out)
