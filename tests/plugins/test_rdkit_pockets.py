@@ -32,6 +32,7 @@ from dig_plugins.rdkit.pockets import (
     check_place,
     check_poses,
     describe_complex,
+    induced_fit,
     nearest_form,
     overlaps,
     pose_rmsd,
@@ -205,6 +206,20 @@ def test_relaxed_poses_are_lower_and_at_rest(pocket):
     assert float(done.after) < float(done.before) and float(done.slope) < 5
     held = relax(to_geometry(ligand).positions, energy, restraint=1e4)
     assert float((held.positions - to_geometry(ligand).positions).abs().max()) < 0.1
+
+
+def test_a_pocket_gives_way_by_no_more_than_it_may(pocket):
+    """A ligand that overlaps: both move, the pocket within its limit, residues far off not at all."""
+    ligand = placed("OCc1ccccc1", outside() - np.array([3.0, 0, 0]))
+    (found,) = induced_fit(ligand, pocket, radius=4.0, limit=0.5, steps=150)
+    shift = np.linalg.norm(found.pocket.positions - pocket.positions, axis=1)
+    assert 0 < found.moved <= 0.6 and shift.max() < 0.8
+    near = np.linalg.norm(pocket.positions[:, None] - to_geometry(ligand).positions[0].numpy(), axis=2).min(1) < 4.0
+    still = ~np.isin(pocket.residue, np.unique(pocket.residue[near]))
+    assert not shift[still].any()
+    assert not overlaps(torch.from_numpy(found.positions), ligand, found.pocket)
+    with pytest.raises(IncompatibleError, match="positive"):
+        induced_fit(ligand, pocket, limit=0.0)
 
 
 # -- coordinates of a real ligand -----------------------------------------------------------------------------------------
