@@ -26,6 +26,7 @@ from dig_plugins.rdkit.pockets import (
     PoseProposal,
     bound_to,
     check_poses,
+    induced_fit,
     pose_rmsd,
     relax,
     ring_forms,
@@ -36,7 +37,7 @@ from dig_plugins.rdkit.recipes.pockets import TARGETS, ligands, pocket_of, withh
 DATA = Path(os.environ.get("DIG_LIGAND", HERE.parent.parent / "shared" / "data" / "ligand"))
 OTHERS = Path(os.environ.get("DIG_POCKETS", HERE.parent / "runs" / "pockets"))
 KEPT = HERE.parent / "runs" / "pose-bench"
-POSES, RELAXED, LIMIT = 50, 10, 2.0
+POSES, RELAXED, GIVEN_WAY, LIMIT = 50, 10, 2, 2.0
 
 
 def load(name: str) -> DiG:
@@ -69,6 +70,19 @@ def relaxed(kept: str, mol: Chem.Mol, pocket, options: Options) -> Chem.Mol:
     return with_conformers(mol, done)
 
 
+def given_way(kept: str, mol: Chem.Mol, pocket, options: Options) -> list[tuple[bool, float]]:
+    """Of the first ``GIVEN_WAY``, minimised together with the residues about them: whether they pass all checks, and the pocket's RMSD."""
+    place = KEPT / f"{kept}-induced.npy"
+    if place.exists() and not options.quick:
+        return [(bool(ok), float(moved)) for ok, moved in np.load(place)]
+    some = with_conformers(mol, to_geometry(mol).positions.numpy()[: options.size(GIVEN_WAY, 1)])
+    made = induced_fit(some, pocket, steps=options.size(300, 20))
+    found = [(bool(check_poses(with_conformers(mol, one.positions[None]), one.pocket).ok[0]), one.moved) for one in made]
+    if not options.quick:
+        np.save(place, np.array(found, dtype=np.float64))
+    return found
+
+
 def by_chance(dig: DiG, pocket, mol: Chem.Mol, options: Options) -> Chem.Mol:
     """As many poses where the model begins: anywhere about the site, any orientation, any torsions."""
     form = ring_forms(mol, seed=options.seed)[0]
@@ -89,7 +103,7 @@ def score(name: str, dig: DiG, target: str, number: int, mol: Chem.Mol, pocket, 
     return {
         "target": target, "away": away, "shape": shape, "plain": plain, "chance": chance, "after": pose_rmsd(after, mol)[:, 0],
         "before_ok": check_poses(found, pocket).shares(), "after_ok": check_poses(after, pocket).shares(),
-        "given_ok": bool(check_poses(mol, pocket).ok[0]),
+        "induced": given_way(kept, found, pocket, options), "given_ok": bool(check_poses(mol, pocket).ok[0]),
     }  # fmt: skip
 
 
@@ -144,7 +158,14 @@ def known_targets(options: Options) -> tuple[list[Figure], list[Table]]:
                compared=f"poses of the data {mean(s['given_ok'] for s in scores):.2f}"),
         Figure("poses that pass all checks, relaxed", mean(s["after_ok"]["ok"] for s in scores), floor=0.95, aim=0.99,
                note=f"the first {RELAXED} of each ligand's poses"),
-        Figure("pocket RMSD from its input structure", 0.0, "Angstrom", floor=1.0, higher=False, note="pockets are fixed"),
+        Figure(
+            "poses that pass all checks, relaxed with the pocket", mean(ok for s in scores for ok, _ in s["induced"]), floor=0.95, aim=0.99,
+            note=f"the first {GIVEN_WAY} of each ligand's poses; residues within 5 Angstrom give way by up to 1 Angstrom an atom",
+        ),
+        Figure(
+            "pocket RMSD from its input structure, largest", max(moved for s in scores for _, moved in s["induced"]), "Angstrom",
+            floor=1.0, higher=False, note="of heavy atoms, relaxed with the pose; as drawn pockets are fixed",
+        ),
     ]  # fmt: skip
     relaxed_hits = mean((s["after"] < LIMIT).mean() for s in scores)
     plain_hits = mean((s["away"][:RELAXED] < LIMIT).mean() for s in scores)
