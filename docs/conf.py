@@ -90,7 +90,8 @@ def local(app, page: str, source: list[str]) -> None:
 
 
 def packages(app, page: str, source: list[str]) -> None:
-    """The page of a plugin lists its packages, each with its public names; what a package below it has too is listed there."""
+    """The page of a plugin lists its packages, each with its public names, where it does not do so itself; what a package
+    below has too is listed there."""
     folder = ROOT / "dig_plugins" / page.removeprefix("api/")
     if not (page.startswith("api/") and folder.is_dir()):
         return
@@ -98,6 +99,8 @@ def packages(app, page: str, source: list[str]) -> None:
     names = [".".join(file.parent.relative_to(ROOT).parts) for file in files]
     public = {name: set(import_module(name).__all__) for name in names if "recipes" not in name}
     for name, here in public.items():
+        if f"automodule:: {name}\n" in source[0]:
+            continue
         below = set().union(*(there for other, there in public.items() if other.startswith(f"{name}.")))
         title = f"\n## {name}\n" if "." in name.removeprefix("dig_plugins.") else ""
         elsewhere = ", ".join(sorted(here & (below | OF_THE_CORE)))
