@@ -141,7 +141,7 @@ def test_every_block_is_run_or_says_why_not():
     """No fence with another spelling hides code, and markers stand right before the code."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert len(blocks(page)) == len(re.findall(r"^\s*(?:```|~~~)\s*(?:python|py)\b", text, re.MULTILINE)), name_of(page)
+        assert len(blocks(page)) == len(re.findall(r"^[ \t]*(?:```|~~~)[ \t]*(?:python|py)\b", text, re.MULTILINE)), name_of(page)
         assert len(re.findall(r"^<!-- (?:not run|slow)", text, re.MULTILINE)) == sum(b.marker != "" for b in blocks(page)), name_of(page)
 
 
