@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("rdkit")
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from rdkit.Chem import rdForceFieldHelpers as forcefields
+from safetensors.torch import save as to_bytes
 
 from dig_core.coordinates import Bound
 from dig_core.diffusion import SO3
@@ -42,6 +44,7 @@ from dig_plugins.rdkit.pockets import (
     ring_forms,
     sample_poses,
 )
+from dig_plugins.rdkit.recipes import pockets as recipe
 
 SEQUENCE = "GAFKHSVW"
 
@@ -329,15 +332,15 @@ def test_hybrid_moves_sample_the_energy(pocket):
     energy = PocketEnergy(mol, pocket)
     start = relax(to_geometry(mol).positions, energy)
     moves, x, lengths, u = HybridMoves(energy, seed=3, count=1), start.positions[0].numpy(), [], []
-    for block in range(500):
+    for block in range(300):
         x = moves(x, block)
         lengths.append(np.linalg.norm(x[0] - x[1]))
         u.append(float(energy(Geometry(torch.from_numpy(x[None])))))
     assert moves.accepted > 0.6 * moves.proposed
     # Equipartition: 27 coordinates share the energy, most of them stiff.
-    excess = np.mean(u[100:]) - float(start.after)
+    excess = np.mean(u[60:]) - float(start.after)
     assert 0.5 * 18 < excess < 0.5 * 34
-    assert abs(np.mean(lengths[100:]) - 1.52) < 0.03 and 0.015 < np.std(lengths[100:]) < 0.05
+    assert abs(np.mean(lengths[60:]) - 1.52) < 0.03 and 0.015 < np.std(lengths[60:]) < 0.05
 
 
 def test_a_corrected_chain_starts_from_a_minimum_and_stays_low(pocket):
@@ -415,3 +418,35 @@ def test_checks_find_what_is_wrong_and_nothing_else(pocket):
     assert found.ok.tolist() == [True, False, False, False]
     assert not found.bonds[1] and not found.flat[2] and not (found.distance[3] and found.overlap[3])
     assert found.bonds[3] and found.angles[3] and found.flat[3]
+
+
+# -- the recipe -----------------------------------------------------------------------------------------------------------
+
+
+def test_three_ligands_of_ten_are_withheld_once_and_for_all():
+    for target in recipe.TARGETS:
+        aside = recipe.withheld(30, target)
+        assert len(aside) == len(set(aside)) == 9 and max(aside) < 30
+        assert aside == recipe.withheld(30, target)
+    assert recipe.withheld(30, "bace") != recipe.withheld(30, "tyk2")
+
+
+def test_a_file_of_poses_trains_a_model_that_goes_on_where_it_was_stopped(pocket, tmp_path):
+    data = {f"tyk2-{k}": posed(placed(smiles, outside()), pocket, n=4) for k, smiles in enumerate(("CCO", "OCc1ccccc1", "CC(=O)NC"))}
+    tensors = {f"{name}.{key}": x for name, one in data.items() for key, x in recipe._tensors(one.system, one.frames).items()}
+    rows = [{"name": name, "target": "tyk2", "withheld": name == "tyk2-2", "moved": one.moved} for name, one in data.items()]
+    file = tmp_path / "poses.safetensors"
+    file.write_bytes(to_bytes(tensors, metadata={"poses": json.dumps(rows)}))
+    for (about, system, frames), (name, one) in zip(recipe.read_poses(file), data.items(), strict=True):
+        assert about["name"] == name
+        state = {key: x.double() for key, x in frames.state.items()}
+        for found, wanted in zip(Bound().decode(state, system), Bound().decode(state, one.system), strict=True):
+            assert wanted is None or float((found - wanted).abs().max()) < 1e-3
+    options = {"without": None, "seconds": None, "batch": 4, "device": "cpu", "seed": 1, "size": {"width": 32, "heads": 4, "layers": 1}}
+    whole = recipe.train(file, tmp_path / "whole", steps=4, **options)
+    again = recipe.train(file, tmp_path / "whole", steps=4, **options)
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert whole.card.scope == {"target": ["tyk2"], "withheld": ["tyk2-2"]}
+    planned = recipe.train(file, tmp_path / "planned", steps=0, **{**options, "seconds": 0.1})
+    assert planned.card.history[0]["steps"] == json.loads((tmp_path / "planned" / "plan.json").read_text())["steps"]
