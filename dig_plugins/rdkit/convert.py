@@ -87,8 +87,9 @@ def reference_structure(mol: Chem.Mol, *, seed: int = 0, max_atoms: int = MAX_AT
     check_parameters(mol)
     copy = embed(mol, 1, seed=seed)
     forcefields.MMFFOptimizeMolecule(copy, mmffVariant="MMFF94s", maxIters=2000)
-    check_structure(copy, 0)
-    return copy
+    found = with_conformers(mol, to_geometry(copy))  # the positions alone: RDKit leaves MMFF's idea of aromatic bonds on the copy
+    check_structure(found, 0)
+    return found
 
 
 def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:

@@ -10,7 +10,7 @@ from .check import check_parameters
 from .compare import conformer_rmsd
 from .convert import to_geometry, with_conformers
 
-__all__ = ["distinct_minima", "minimised"]
+__all__ = ["distinct_minima", "lowest_apart", "minimised"]
 
 _STEPS = 2000
 
@@ -20,7 +20,8 @@ def minimised(mol: Chem.Mol, variant: str = "MMFF94s") -> tuple[Chem.Mol, np.nda
     check_parameters(mol)
     copy = Chem.Mol(mol)
     found = forcefields.MMFFOptimizeMoleculeConfs(copy, mmffVariant=variant, maxIters=_STEPS)
-    return copy, np.array([energy for _, energy in found])
+    # Of the copy the positions alone: RDKit leaves MMFF's idea of aromatic bonds on it.
+    return with_conformers(mol, to_geometry(copy)), np.array([energy for _, energy in found])
 
 
 def distinct_minima(mol: Chem.Mol, n: int | None = None, *, apart: float = 0.25, variant: str = "MMFF94s") -> Chem.Mol:
@@ -29,11 +30,15 @@ def distinct_minima(mol: Chem.Mol, n: int | None = None, *, apart: float = 0.25,
     Of minima whose heavy atoms are within ``apart`` Angstrom of each other (:func:`.compare.conformer_rmsd`) the lowest stands for all.
     """
     low, energy = minimised(mol, variant)
-    distance = conformer_rmsd(low, low)
+    kept = lowest_apart(low, energy, apart)[:n]
+    return with_conformers(mol, to_geometry(low).positions.numpy()[kept], energy=energy[kept])
+
+
+def lowest_apart(mol: Chem.Mol, energy: np.ndarray, apart: float) -> list[int]:
+    """Which conformers are lower than all that are within ``apart`` Angstrom of them and are kept themselves, lowest first."""
+    distance = conformer_rmsd(mol, mol)
     kept: list[int] = []
     for i in np.argsort(energy):
-        if len(kept) == n:
-            break
         if not kept or distance[i, kept].min() > apart:
             kept.append(int(i))
-    return with_conformers(mol, to_geometry(low).positions.numpy()[kept], energy=energy[kept])
+    return kept
