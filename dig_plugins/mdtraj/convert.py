@@ -61,7 +61,7 @@ def read_positions(trajectory: str | Path, structure: str | Path) -> np.ndarray:
             raise IncompatibleError(f"there is no file {path}: expected a trajectory and the structure of its atoms.")
     try:
         return np.asarray(mdtraj.load(str(trajectory), top=str(structure)).xyz)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # MDTraj's readers raise errors of their own besides Python's
         raise IncompatibleError(f"{trajectory} cannot be read with the atoms of {structure}: {error}") from error
 
 

@@ -23,7 +23,7 @@ def read_pdb(path: str | Path) -> app.PDBFile:
         raise IncompatibleError(f"there is no structure {path}: expected a PDB file with all hydrogens.")
     try:
         found = app.PDBFile(str(path))
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+    except Exception as error:  # OpenMM's reader asserts, besides whatever its parts raise
         raise IncompatibleError(f"{path} cannot be read as a PDB file: {type(error).__name__}: {error}.") from error
     if not found.topology.getNumAtoms():
         raise IncompatibleError(f"{path} holds no atoms: expected a PDB file with all hydrogens.")

@@ -45,10 +45,15 @@ def read_structures(path: str | Path) -> list[Structure]:
     CIF blocks are read as they are, without reduction to a primitive cell.
     """
     path = Path(path)
-    if _stem_suffix(path) not in _SUFFIXES:
-        return [Structure.from_file(str(path))]
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    found = {".cif": _from_cif, ".extxyz": _from_extxyz, ".json": _from_json}[_stem_suffix(path)](text)
+    try:
+        if _stem_suffix(path) not in _SUFFIXES:
+            return [Structure.from_file(str(path))]
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+        found = {".cif": _from_cif, ".extxyz": _from_extxyz, ".json": _from_json}[_stem_suffix(path)](text)
+    except OSError:
+        raise
+    except Exception as error:  # whatever pymatgen and ASE raise on what they cannot read
+        raise IncompatibleError(f"{path} cannot be read as crystal structures: {type(error).__name__}: {error}") from error
     if not found:
         raise IncompatibleError(f"{path} holds no structure.")
     return found

@@ -77,10 +77,16 @@ def read_images(path: str | Path, index: str = ":") -> list[Atoms]:
             # Decompressed as a whole: readers seek back and forth, which compressed streams do slowly.
             with _OPENERS[path.suffix](path, "rt", encoding="utf-8") as stream:
                 text = io.StringIO(stream.read())
-            return ase.io.read(text, index=":", format=Path(path.stem).suffix[1:])[chosen]
-        return read(path)[chosen]
-    except (ase.io.formats.UnknownFileTypeError, ValueError, OSError, KeyError, IndexError, lzma.LZMAError, EOFError) as error:
+            images = ase.io.read(text, index=":", format=Path(path.stem).suffix[1:])
+        else:
+            images = read(path)
+    except ImportError:
+        raise
+    except Exception as error:  # every format's reader raises errors of its own
         raise IncompatibleError(f"{path} cannot be read by ASE ({type(error).__name__}: {error}): check its format and ending.") from error
+    if not images:
+        raise IncompatibleError(f"{path} holds no structure: check its format and ending.")
+    return images[chosen]
 
 
 def systems_of(
