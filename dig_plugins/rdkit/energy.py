@@ -133,6 +133,7 @@ def thermal_widths(mol: Chem.Mol, temperature: float, variant: str = "MMFF94s") 
     in mdyn Angstrom/rad^2; 143.9325 kcal/mol make one of either.
     """
     check_parameters(mol)
+    mol = Chem.Mol(mol)  # a copy, on which RDKit leaves MMFF's idea of aromatic bonds
     kt, properties = reduced_unit(temperature), forcefields.MMFFGetMoleculeProperties(mol, mmffVariant=variant)
     found: dict[tuple[int, ...], tuple[float, float]] = {}
     for bond in mol.GetBonds():
