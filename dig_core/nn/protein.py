@@ -16,13 +16,13 @@ from ..system.protein import RESIDUES, Residues, residues
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
 from .graphormer import attention, modulated_norm, split_heads
-from .residues import TOLD, Told, View, channels, displacements, lengths, n_lengths
+from .residues import ALONG, TOLD, Told, View, along, channels, displacements, lengths, n_lengths
 
 __all__ = ["BackboneGraphormer"]
 
 _APART = 32  # residue numbers further apart than this look alike
 _ANGLE = (0.03, 9.8)  # rad an axis; so that orientations fade together with positions, and are even long before the end
-_FINE, _FINE_ANGLE = 0.3, 0.1  # Angstrom, rad: noise below it is told by features that do not see so little
+_FINE, _FINE_ANGLE = 0.1, 0.05  # Angstrom, rad: noise below it is told by features that do not see so little
 _SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -10.0), "brownian": Geometric(0.01, 150.0)}
 """In units of ``scale``. What is left of a structure at the end counts with the number of residues: 35 Angstrom, where the article's code
 ends, would still tell which state a protein is in (benchmarks/frames.py)."""
@@ -35,7 +35,7 @@ class BackboneGraphormer(nn.Module):
     seen from its own frame, how far apart they are along the chain, the kinds of both, those of a ``reference`` structure and
     embeddings if there are any. Pairs are listened to once and bias the attention of all layers; displacements towards others
     come along as vectors in a residue's frame. The answer is a shift and a turn in that frame, so it turns with the protein, and
-    mirror images are told apart.
+    mirror images are told apart. The residues before and after are seen apart from all others, to the precision of a bond.
 
     With a ``reference`` structure residues also tell each other where they would stand if the two of them were as they are in it:
     whatever moves as a rigid part is denoised well from the start, and what is learned is which parts there are.
@@ -86,12 +86,13 @@ class BackboneGraphormer(nn.Module):
             self.coupled = nn.Linear(couple, pair, bias=False) if couple else None
             self.bias = nn.Linear(pair, heads * (layers + 2))
             self.heard = nn.Linear(pair, heard, bias=False)
+            self.along = nn.Sequential(nn.Linear(ALONG, width), nn.SiLU(), nn.Linear(width, width))
             self.hear = nn.Linear(heads * (heard + (TOLD if reference else 0)), width, bias=False)
             self.blocks = nn.ModuleList(_Block(width, heads, ffn) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.towards = nn.Linear(width, 2 * width, bias=False)
-            inside, ways = n_lengths(heads) + (TOLD * heads if reference else 0), 2 if reference else 1
-            self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways * heads + 8))
+            inside, ways = n_lengths(heads) + ALONG + (TOLD * heads if reference else 0), heads * (2 if reference else 1) + 2
+            self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
 
@@ -112,10 +113,11 @@ class BackboneGraphormer(nn.Module):
         pair = self._pairs(pos, turn, x, active, known, descriptor.couple, reference)
         first, *biases, last = self._biases(pair)
         told = None if reference is None else Told(*reference, pos, turn, self._signal(t), *self._noise(t))
-        x = x + time[:, None] + self._hear(first, pair, told)
+        chain = along(pos, turn, known.follows(), self.coordinates.scale)
+        x = x + time[:, None] + self._hear(first, pair, told) + self.along(chain[1])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias, pos, turn, active)
-        return self._read(self.norm(x), last, pos, turn, told, t)
+        return self._read(self.norm(x), last, pos, turn, told, chain, t)
 
     def _clock(self, t: Tensor) -> Tensor:
         """(T,) what the network knows of the time: the log signal-to-noise ratio of positions, which no schedule changes."""
@@ -180,12 +182,15 @@ class BackboneGraphormer(nn.Module):
             found.append(told(weights)[1].flatten(2))
         return self.hear(torch.cat(found, -1))
 
-    def _read(self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: Told | None, t: Tensor) -> tuple[Tangent, Tangent]:
+    def _read(
+        self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: Told | None, chain: tuple[Tensor, Tensor], t: Tensor
+    ) -> tuple[Tangent, Tangent]:
         """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
         query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
         weights = attention(query, key, bias).view_as(bias)
         local = displacements(weights, pos, turn)
-        features, ways = [x, local.flatten(2), lengths(local)], torch.stack([local, local], 2)
+        features, ways = [x, local.flatten(2), lengths(local), chain[1]], torch.cat([local, chain[0]], 2)
+        ways = torch.stack([ways, ways], 2)
         if told is not None:
             towards, seen = told(weights)
             features.append(seen.flatten(2))

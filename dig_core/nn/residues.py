@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 from .geometry import FARTHEST, SOFTENING
 
-__all__ = ["TOLD", "Told", "View", "channels", "displacements", "lengths", "n_lengths"]
+__all__ = ["ALONG", "TOLD", "Told", "View", "along", "channels", "displacements", "lengths", "n_lengths"]
 
 TOLD = 9
 """Features of what a residue is told."""
+
+ALONG = 24
+"""Features of the residues before and after."""
+
+_NEAR = 8.0  # Angstrom, about which displacements along the chain stop growing
 
 
 class Told:
@@ -66,6 +71,22 @@ class View(nn.Module):
         radial = (distance - self.centres[:, None, None]) * self.sharpness[:, None, None]
         radial = radial.square().neg().clamp(min=-FARTHEST).exp()
         return torch.cat([radial, gap / distance, *inside[:, :, :, 1:].unbind(3)], 1)
+
+
+def along(pos: Tensor, turn: Tensor, follows: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The residues before and after, in a residue's own frame: displacements (B, N, 2, 3) in units of ``scale`` Angstrom, and features
+    (B, N, ALONG) in Angstrom, as bonds are to be exact; zero where the chain ends. ``follows`` (N - 1,) bool.
+    """
+    step = (pos[:, 1:] - pos[:, :-1]) * follows[:, None]
+    ahead = torch.cat([step, torch.zeros_like(step[:, :1])], 1) if len(follows) else torch.zeros_like(pos)
+    gap = torch.matmul(torch.stack([-ahead.roll(1, 1), ahead], 2), turn)
+    bonded = torch.zeros(pos.shape[1], 2, dtype=pos.dtype, device=pos.device)
+    bonded[1:, 0], bonded[:-1, 1] = follows.to(pos), follows.to(pos)
+    axes = torch.stack([turn.roll(1, 1), turn.roll(-1, 1)], 2)
+    axes = torch.matmul(turn.transpose(2, 3)[:, :, None], axes) * bonded[..., None, None]
+    near = scale * gap
+    near = near / (1 + near.square().sum(-1, keepdim=True) / _NEAR**2).sqrt()
+    return gap, torch.cat([near.flatten(2), axes.flatten(2)], -1)
 
 
 def channels(weight: Tensor, pair: Tensor) -> Tensor:

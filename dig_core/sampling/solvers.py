@@ -14,7 +14,7 @@ from ..system.descriptor import Descriptor
 from ..types import State, Tangent
 from .flow import Flow, backward_steps, checked_grid, flow_times
 
-__all__ = ["SOLVERS", "ancestral", "denoised", "dpm_solver", "euler_maruyama", "flow_heun", "flow_rk4"]
+__all__ = ["SOLVERS", "ancestral", "ddpm", "denoised", "dpm_solver", "euler_maruyama", "flow_heun", "flow_rk4"]
 
 Solver = Callable[..., State]
 
@@ -39,6 +39,22 @@ def ancestral(
         score = score_of(model.process, moments.noise, t)
         state = model.process.reverse(state, t, s, score, moments.spread).sample(rng)
     return state
+
+
+@torch.no_grad()
+def ddpm(
+    model: ScoreModel, descriptor: Descriptor, grid: Tensor, rng: Streams, *, start: State | None = None
+) -> State:
+    """:func:`ancestral`, but the last step goes to its mean (Ho et al., algorithm 2).
+
+    What noise the last level leaves, which is alike in all directions, breaks bonds that the mean keeps. Not the law of path proposals.
+    """
+    grid = checked_grid(grid)
+    state = _first(model.process, rng, start)
+    for t, s in backward_steps(grid[1:]):
+        moments = model.moments(state, t, descriptor)
+        state = model.process.reverse(state, t, s, score_of(model.process, moments.noise, t), moments.spread).sample(rng)
+    return denoised(model, state, grid[1:2], descriptor)
 
 
 @torch.no_grad()
@@ -106,7 +122,7 @@ def flow_rk4(
 
 
 SOLVERS: dict[str, Solver] = {
-    "ancestral": ancestral, "sde": euler_maruyama, "heun": flow_heun, "rk4": flow_rk4, "dpm++": dpm_solver,
+    "ancestral": ancestral, "ddpm": ddpm, "sde": euler_maruyama, "heun": flow_heun, "rk4": flow_rk4, "dpm++": dpm_solver,
 }  # fmt: skip
 
 

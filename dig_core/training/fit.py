@@ -121,7 +121,7 @@ def fit(
     if not stages:
         raise IncompatibleError("expected at least one stage to run, got none.")
     here = Progress(dig, frames, validation)
-    where = next(dig.model.parameters(), torch.empty(0)).device
+    where = next(dig.model.parameters(), torch.empty(0)).device  # type: ignore[attr-defined]
     place = None if directory is None else Path(directory)
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def fit(
         stem = f"{number}-{stage.name}"
         if place is not None and (place / f"{stem}.json").exists():
             here = _read(place, stem, dig)
-            here.dig.model.to(where)
+            here.dig.model.to(where)  # type: ignore[attr-defined]
             continue
         here = _informed(here, energy)
         task = Task(energy, None if place is None else place / stem, seed + 100_000 * number, progress, watch)

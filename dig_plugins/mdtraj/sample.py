@@ -42,7 +42,7 @@ def sample_backbones(
     Parameters
     ----------
     seed: recorded; a fresh one if None. steps: of the sampler; the model's own if None.
-    method: "path" or a solver of :mod:`dig_core.sampling.solvers`; if None ancestral draws, of a guided model paths, which carry weights.
+    method: "path" or a solver of :mod:`dig_core.sampling.solvers`; if None ddpm, of a guided model paths, which carry weights.
     guidance: conditions, such as :class:`~dig_core.sampling.guidance.PropertyGuidance` on variables of :mod:`.collective`. With paths
         ``log_weight`` makes the ensemble exact for the model's law times their likelihood, at any strength: 0 weighs draws of the model
         as it is, for conditions that are not rare. Other methods follow the condition roughly.
@@ -57,7 +57,7 @@ def sample_backbones(
     IncompatibleError: ``n`` below 1, ``most`` below ``n``, an unknown method.
     """
     seed, wanted = as_seed(seed), tuple(guidance) if isinstance(guidance, Sequence) else (guidance,)
-    method = method or ("path" if wanted or isinstance(dig.model, Guided) else "ancestral")
+    method = method or ("path" if wanted or isinstance(dig.model, Guided) else "ddpm")
     most = 100 + 10 * int(n) if most is None else int(most)
     if n < 1 or most < n:
         raise IncompatibleError(f"expected at least one backbone, and to draw at most as many or more, got n = {n} and most = {most}.")

@@ -12,6 +12,7 @@ from dig_core.diffusion.rotations import rotation_matrix
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import BackboneGraphormer
+from dig_core.nn.residues import ALONG, along
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
 from dig_core.system.protein import protein, residues
@@ -58,6 +59,39 @@ def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t):
     # A point reflection keeps rotation vectors, which are axial.
     mirrored = model.moments({"pos": -state["pos"], "rot": state["rot"]}, t, descriptor)
     assert (mirrored.noise["pos"] + wanted.noise["pos"]).abs().max() > 1e-3
+
+
+def test_neighbours_along_the_chain_are_seen_where_they_are():
+    known = residues(protein(SEQUENCE, numbers=[1, 2, 3, 7, 8, 9, 10, 11]))
+    rng = torch.Generator().manual_seed(2)
+    pos, turn = torch.randn(2, 8, 3, generator=rng).double(), rotation_matrix(torch.randn(2, 8, 3, generator=rng).double())
+    gap, features = along(pos, turn, known.follows(), 0.1)
+    assert features.shape == (2, 8, ALONG)
+    for here, side, there in ((1, 0, 0), (1, 1, 2), (5, 0, 4), (5, 1, 6)):
+        seen = (turn[:, here] @ gap[:, here, side, :, None])[..., 0]
+        torch.testing.assert_close(seen, pos[:, there] - pos[:, here])
+    for here, side in ((0, 0), (2, 1), (3, 0), (7, 1)):  # ends of chains, and a gap between residues 3 and 7
+        assert not gap[:, here, side].any()
+        assert not features[:, here, 3 * side : 3 * side + 3].any() and not features[:, here, 6 + 9 * side : 15 + 9 * side].any()
+
+
+def test_all_that_a_network_computes_with_is_where_its_weights_are():
+    # The meta device holds no numbers, and refuses to mix with what is elsewhere.
+    x = torch.randn(1, protein(SEQUENCE).n_atoms, 3, generator=torch.Generator().manual_seed(3)).double()
+    descriptor = protein(SEQUENCE, positions=10 * x)
+    model = awake(descriptor, reference=True)
+    state = {name: x.to("meta") for name, x in states(model).items()}
+    found = model.network.to("meta")(state, torch.ones(1, dtype=torch.float64, device="meta"), descriptor)
+    assert {x.device.type for part in found for x in part.values()} == {"meta"}
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_draws_the_same():
+    descriptor = protein(SEQUENCE)
+    dig = DiG(awake(descriptor), Backbone(), descriptor)
+    here = dig.sample(4, seed=1, steps=5)
+    dig.model.to("cuda")
+    torch.testing.assert_close(dig.sample(4, seed=1, steps=5).geometry.positions, here.geometry.positions, rtol=1e-6, atol=1e-6)
 
 
 def test_chains_numbers_and_embeddings_are_seen():

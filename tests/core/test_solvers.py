@@ -99,6 +99,21 @@ def test_ancestral_draws_what_the_path_proposal_draws():
     torch.testing.assert_close(samples.state["x"], proposed["x"])
 
 
+def test_ddpm_ends_at_what_ancestral_draws_about():
+    # All but the last step are the same, so the mean over many last draws is where ddpm ends.
+    steps, n = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64), 4000
+    first = {name: x[:1] for name, x in MODEL.process.prior(MODEL.process.empty(1, torch.float64)).sample(Streams(8, [0])).items()}
+    start = {name: x.expand(n, *x.shape[1:]) for name, x in first.items()}
+    late = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    drawn = SOLVERS["ancestral"](MODEL, None, late, Streams(1, range(n)), start=start)
+    ended = SOLVERS["ddpm"](MODEL, None, late, Streams(1, range(1)), start=first)
+    for name, part in MODEL.process.items():
+        gap = part.space.log(ended[name].expand_as(drawn[name]), drawn[name])
+        if not part.space.periodic:
+            assert (gap.mean(0).abs() < 4 * gap.std(0) / n**0.5 + 1e-9).all()
+    assert all(x.isfinite().all() for x in SOLVERS["ddpm"](MODEL, None, steps, Streams(1, range(3))).values())
+
+
 def test_denoised_is_the_mean_of_the_clean_points():
     """Against Bayes' rule for a normal law."""
     law = GaussianMixture([1.0], [[0.5]], [[0.3]])
