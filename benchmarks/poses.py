@@ -37,7 +37,7 @@ from dig_plugins.rdkit.recipes.pockets import TARGETS, ligands, pocket_of, withh
 DATA = Path(os.environ.get("DIG_LIGAND", HERE.parent.parent / "shared" / "data" / "ligand"))
 OTHERS = Path(os.environ.get("DIG_POCKETS", HERE.parent / "runs" / "pockets"))
 KEPT = HERE.parent / "runs" / "pose-bench"
-POSES, RELAXED, GIVEN_WAY, LIMIT = 50, 10, 2, 2.0
+POSES, RELAXED, GIVEN_WAY, LIMIT = 50, 8, 1, 2.0
 
 
 def load(name: str) -> DiG:
@@ -172,7 +172,7 @@ def known_targets(options: Options) -> tuple[list[Figure], list[Table]]:
     tables = [
         Table("Withheld ligands of known targets", HEADER, rows_of(scores)),
         Table("Checks of poses, share that passes", ["test", "as drawn", "relaxed"], checks),
-        Table("Poses within 2 Angstrom, the first ten of each ligand", ["as drawn", "relaxed"], [[plain_hits, relaxed_hits]]),
+        Table(f"Poses within 2 Angstrom, the first {RELAXED} of each ligand", ["as drawn", "relaxed"], [[plain_hits, relaxed_hits]]),
     ]
     return figures, tables
 

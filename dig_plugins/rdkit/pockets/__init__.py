@@ -7,6 +7,7 @@ _HOME = {
     "Form": "describe",
     "HybridMoves": "moves",
     "Induced": "induced",
+    "Overlap": "walls",
     "Pocket": "pocket",
     "PocketEnergy": "energy",
     "PoseChecks": "checks",

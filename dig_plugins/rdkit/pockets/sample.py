@@ -26,6 +26,7 @@ from .minimise import relax
 from .moves import HybridMoves
 from .pocket import Pocket
 from .proposal import PoseProposal, bound_to
+from .walls import walls as wall_of
 
 __all__ = ["CORRECTIONS", "sample_poses"]
 
@@ -44,6 +45,7 @@ def sample_poses(
     model: DiG | str | Path = "pockets",
     correct: str | None = None,
     relaxed: bool = False,
+    walls: bool = True,
     temperature: float = 300.0,
     variant: str = "MMFF94s",
     seed: int | None = None,
@@ -60,6 +62,7 @@ def sample_poses(
         is; ``"mc"``, a Metropolis chain on the model's proposals with hybrid Monte Carlo in between, poses of equal weight, repeats
         included: exact, and it moves within a site even where no proposal is accepted.
     relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
+    walls: guide poses away from overlaps with the pocket (:func:`.walls.walls`); densities and weights are exact with them and without.
     temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
     steps: of the model's paths; its card's if None. batch: poses at a time.
 
@@ -75,7 +78,10 @@ def sample_poses(
     seed = as_seed(seed)
     dig = model if isinstance(model, DiG) else models.load(model)
     forms = ring_forms(ligand, temperature=temperature, variant=variant, seed=seed % 2**30, max_atoms=max_atoms)
-    proposal = PoseProposal(bound_to(dig, ligand, pocket, forms), [form.share for form in forms], steps=steps)
+    digs = bound_to(dig, ligand, pocket, forms)
+    if walls:
+        digs = [one.guided(wall_of(ligand, pocket)) for one in digs]
+    proposal = PoseProposal(digs, [form.share for form in forms], steps=steps)
     energy = PocketEnergy(ligand, pocket, temperature, variant=variant)
     if correct == "mc":
         return _chain(proposal, energy, ligand, pocket, n, seed, batch)

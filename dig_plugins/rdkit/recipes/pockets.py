@@ -3,6 +3,8 @@
 python -m dig_plugins.rdkit.recipes.pockets --data ../shared/data/ligand --out runs/pockets [--without tyk2]
 python -m dig_plugins.rdkit.recipes.pockets --poses runs/pockets/poses.safetensors --out runs/pockets --device cuda   # needs no RDKit
 
+The one that ships: the second command with --width 96 --layers 4 --batch 384, interrupted after 958 of 1,320 steps, three minutes of an H100.
+
 Of every target three ligands of ten, drawn once, are never trained on; nor is a whole target with ``--without``. Poses are minimised in
 their pocket and blurred by the harmonic law of MMFF94 about them. Resumable: run the same command again.
 """
@@ -134,7 +136,7 @@ def train(
     done = result.model.cpu().eval().requires_grad_(False)
     row = {"stage": "poses", "complexes": len(known), "steps": result.steps, "batch": batch, "seed": seed, "seconds": round(result.seconds)}
     card = Card(
-        name=out.name, system="ligands in pockets", steps=24, history=[row], temperature=300.0,
+        name=out.name, system="ligands in pockets", steps=32, history=[row], temperature=300.0,
         energy="poses of openfe-benchmarks, minimised with MMFF94s and blurred by its harmonic law",
         intended_use="poses of a ligand in a pocket of a target it was trained on; proposals for Monte Carlo in a fixed pocket",
         limits="other targets; metals, waters and induced fit; ligands unlike those of the series",
