@@ -67,7 +67,7 @@ def share(good) -> float:
 
 
 def adenylate_kinase(options: Options) -> tuple[list[Figure], list[Table]]:
-    """500 samples beside the frames that were trained on, and one state alone."""
+    """1,000 samples beside the frames that were trained on, and one state alone."""
     dig = models.load("adenylate-kinase")
     frames = MODELS["adenylate-kinase"].read(DATA)
     aside = withheld(len(frames.geometry.positions))
@@ -75,7 +75,7 @@ def adenylate_kinase(options: Options) -> tuple[list[Figure], list[Table]]:
     closed, opened = (alpha(end.geometry, frames.descriptor)[0] for end in ends)
     every = alpha(frames.geometry, frames.descriptor)
     known = np.delete(every, aside, 0)
-    found = drawn("adenylate-kinase", dig, options.size(500, 4), options)
+    found = drawn("adenylate-kinase", dig, options.size(1000, 4), options)
     mine = alpha(found.geometry, found.descriptor)
     rows, kept = [], {}
     for name, x in (("samples", mine), ("frames trained on", known), ("closed state alone", closed[None])):
@@ -87,8 +87,8 @@ def adenylate_kinase(options: Options) -> tuple[list[Figure], list[Table]]:
     best, cover = kept["samples"]
     note = f"breaks {share(whole.breaks.numpy() > 0):.3f}, clashes {share(whole.clashes.numpy() > 0):.3f}"
     figures = [
-        Figure("adenylate kinase, best of 500 to the closed state", best[0], "Angstrom", floor=1.0, aim=0.7, higher=False),
-        Figure("adenylate kinase, best of 500 to the open state", best[1], "Angstrom", floor=2.0, aim=1.0, higher=False),
+        Figure("adenylate kinase, best of 1,000 to the closed state", best[0], "Angstrom", floor=1.0, aim=0.7, higher=False),
+        Figure("adenylate kinase, best of 1,000 to the open state", best[1], "Angstrom", floor=2.0, aim=1.0, higher=False),
         Figure("adenylate kinase, samples without chain break or clash", share(whole.ok.numpy()), floor=0.95, aim=0.99, note=note),
         Figure(
             "adenylate kinase, withheld frames with a sample within 1.5 Angstrom", cover, floor=0.8, aim=0.95,
