@@ -99,8 +99,8 @@ MODELS = {
             name="ubiquitin", system="human ubiquitin, backbone of 76 residues",
             energy="15 models of the solution ensemble 2K39 (Lange et al., doi:10.1126/science.1157092)",
             intended_use="the fluctuations of a small folded protein",
-            limits="learned from 11 structures, by heart: draws lie near them, fluctuations are three quarters of the reference's, four of ten "
-            "draws have a broken neighbour",
+            limits="learned from 11 structures, by heart: draws lie near them, fluctuations are three quarters of the reference's, "
+            "four of ten draws have a broken neighbour",
         ),
     ),
     "fs-peptide": Model(
