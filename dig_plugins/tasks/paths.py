@@ -44,7 +44,7 @@ def interpolate(
     make = _molecule if asked.kind == "molecule" else _protein
     result, about, said = make(asked, ends, n, steps, path, directory)
     record = {
-        **of_software(*asked.packages), **of_checkpoint(model), "start": str(start), "end": str(end), "path": path,
+        **of_software(*asked.packages), **of_checkpoint(model), "kind": asked.kind, "start": str(start), "end": str(end), "path": path,
         "steps": asked.dig.card.steps if steps is None else steps, "temperature_K": asked.temperature, "energy": asked.energy_name,
         **about, "seconds": time.perf_counter() - began,
     }  # fmt: skip

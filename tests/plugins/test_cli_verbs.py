@@ -198,6 +198,76 @@ def test_crystals_are_designed_into_a_directory(call, tmp_path):
     assert record(tmp_path / "q.json")["n"] == 2
 
 
+def test_a_protein_is_trained_on_weighed_and_interpolated(call, tmp_path):
+    """Two structures of eight residues and hardly any training: what counts is that files, seeds and records go along."""
+    pytest.importorskip("mdtraj")
+    import torch
+
+    from dig_core.coordinates import Backbone
+    from dig_core.system.protein import protein
+    from dig_plugins.mdtraj import write_backbones
+
+    descriptor, i = protein("MKGAVLPD"), torch.arange(8).double()
+    line = torch.stack([3.6 * i, torch.cos(2 * i), torch.sin(2 * i)], -1)
+    pos = torch.stack([line, line * torch.tensor([0.9, 1.0, 1.0])])
+    pos = (pos - pos.mean(1, keepdim=True)) / 10
+    geometry = Backbone().decode({"pos": pos, "rot": torch.zeros_like(pos)}, descriptor)
+    write_backbones(tmp_path / "p.pdb", geometry, descriptor)
+    train = ["train", "protein", "p.pdb", "--steps", "2", "--batch", "1", "--out", "t"]
+    assert call(*train, "--seed", "4")[0] == 0
+    held = record(tmp_path / "t" / "run.json")
+    assert held["finished"] and held["seed"] == 4 and held["proteins"] == 1 and held["structures"] == [2]
+    assert held["model_sha256"] == models.sha256(tmp_path / "t" / "model.safetensors")
+    # The same command goes on, here with nothing left to do, and keeps its seed.
+    assert call(*train)[0] == 0 and record(tmp_path / "t" / "run.json")["seed"] == 4
+    code, out, err = call("density", "t/model.safetensors", "p.pdb", "--steps", "4", "--out", "d.csv")
+    assert code == 0 and "2 structures" in out, err
+    code, out, err = call("interpolate", "t/model.safetensors", "p.pdb", "p.pdb", "-n", "3", "--steps", "2", "--out", "path")
+    assert code == 0, err
+    held = record(tmp_path / "path" / "run.json")
+    assert held["frames"] == 3 and held["sequence"] == "MKGAVLPD" and held["kind"] == "protein"
+    code, out, _ = call("validate", "t/model.safetensors", "--steps", "4")
+    assert code == 4 and "draws are whole" in out
+
+
+def test_conformers_are_sampled_and_weighed(call, tmp_path):
+    pytest.importorskip("rdkit")
+    from dig_core.dig import Card, DiG
+    from dig_core.training.molecule import internal_model
+    from dig_plugins.rdkit import convert, internal_coordinates
+
+    mol = convert.of_smiles("OO")
+    coordinates = internal_coordinates(mol, convert.to_geometry(convert.embed(mol, 20, seed=1)), 300.0)
+    card = Card(name="peroxide", temperature=300.0, energy="MMFF94s (RDKit)", steps=8)
+    network = internal_model(coordinates, width=32, blocks=2)
+    DiG(network, coordinates, convert.describe(mol), card).save(tmp_path / "p.safetensors")
+    code, out, err = call("sample", "p.safetensors", "--of", "OO", "-n", "30", "--seed", "2", "--out", "c.sdf")
+    assert code == 0 and "30 conformers" in out, err
+    held = record(tmp_path / "c.json")
+    assert held["kind"] == "conformers" and held["temperature_K"] == 300
+    assert call("density", "p.safetensors", "c.sdf", "--of", "OO", "--out", "d.npz")[0] == 0
+    energies = [float(text) for text in re.findall(r"<energy>.*\n(\S+)", (tmp_path / "c.sdf").read_text())]
+    with np.load(tmp_path / "d.npz") as found:
+        # kcal/mol over kT at 300 K; SDF holds 1e-4 Angstrom.
+        assert np.allclose(found["energy"], np.array(energies) / 0.596161, atol=0.05)
+    code, _, err = call("sample", "p.safetensors", "--of", "CO", "--out", "e.sdf")
+    assert code == 2 and "atoms" in err
+
+
+def test_adsorbates_are_weighed(call, tmp_path):
+    pytest.importorskip("ase")
+    from ase.build import fcc111
+
+    fcc111("Cu", (2, 2, 2), vacuum=6).write(tmp_path / "slab.traj")
+    code, _, err = call("adsorb", "slab.traj", "--adsorbate", "H", "--model", "adsorb-fcc111", "-n", "3", "--seed", "1", "--out", "run")
+    assert code == 0, err
+    record(tmp_path / "run" / "run.json")
+    slab = ["--of", "slab.traj", "--adsorbate", "H", "--calculator", "emt", "--temperature", "500"]
+    code, out, err = call("density", "adsorb-fcc111", "run/samples.extxyz", *slab, "--steps", "4", "--out", "d.csv")
+    assert code == 0 and "3 structures" in out and "-E/kT - log q" in out, err
+    assert record(tmp_path / "d.json")["temperature_K"] == 500
+
+
 def test_models_are_pulled_and_used_by_name(call, tmp_path, monkeypatch):
     monkeypatch.setenv("DIG_PLUGINS_CACHE", str(tmp_path / "cache"))
     file = models.path("adsorb-fcc111")
