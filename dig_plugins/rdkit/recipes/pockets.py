@@ -3,7 +3,8 @@
 python -m dig_plugins.rdkit.recipes.pockets --data ../shared/data/ligand --out runs/pockets [--without tyk2]
 python -m dig_plugins.rdkit.recipes.pockets --poses runs/pockets/poses.safetensors --out runs/pockets --device cuda   # needs no RDKit
 
-The one that ships: the second command with --width 96 --layers 4 --batch 384, interrupted after 958 of 1,320 steps, three minutes of an H100.
+The one that ships: the second command with --width 96 --layers 4 --batch 384, interrupted after 958 of 1,320 steps, which took three
+minutes of an H100.
 
 Of every target three ligands of ten, drawn once, are never trained on; nor is a whole target with ``--without``. Poses are minimised in
 their pocket and blurred by the harmonic law of MMFF94 about them. Resumable: run the same command again.
