@@ -28,8 +28,10 @@ from dig_core.types import Geometry
 from dig_plugins.rdkit import MMFFEnergy, of_smiles, to_geometry, with_conformers
 from dig_plugins.rdkit.pockets import (
     HybridMoves,
+    Overlap,
     PocketEnergy,
     PoseProposal,
+    avoid_overlaps,
     bound_to,
     check_place,
     check_poses,
@@ -302,6 +304,26 @@ def test_poses_depend_on_seed_and_index_alone(pocket):
     torch.testing.assert_close(all_at_once.geometry.positions[3:], last.geometry.positions)
     torch.testing.assert_close(all_at_once.log_q[3:], last.log_q)
     assert bool((proposal.forms(all_at_once.geometry.positions) == all_at_once.state["form"])[all_at_once.valid].all())
+
+
+def test_walls_know_overlaps_and_keep_poses_out_of_them(pocket):
+    mol = placed("OCc1ccccc1", outside())
+    system, coordinates = describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]), Bound()
+    depth = Overlap(mol, pocket)
+    away, inside = (
+        coordinates.encode(to_geometry(placed("OCc1ccccc1", at)), system)[0]
+        for at in (outside() + np.array([9.0, 0, 0]), pocket.positions[pocket.heavy].mean(0))
+    )
+    assert float(depth(away, system)) == 0.0 and float(depth(inside, system)) > 1.0
+    step = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(depth({**inside, "place": inside["place"] + step}, system).sum(), step)
+    shift = 1e-5 * torch.nn.functional.normalize(slope, dim=1)
+    up, down = (depth({**inside, "place": inside["place"] + s * shift}, system) for s in (1, -1))
+    assert float((up - down) / 2e-5) == pytest.approx(float(slope.norm()), rel=1e-3)
+    dig = untrained(system)
+    plain, guided = (d.proposal(steps=16).draw(24, Streams(2, range(24))) for d in (dig, dig.guided(avoid_overlaps(mol, pocket))))
+    before, after = (depth(s.state, system).mean() for s in (plain, guided))
+    assert float(after) < 0.5 * float(before) and bool(torch.isfinite(guided.log_q).all())
 
 
 def test_a_chain_with_an_untrained_model_samples_the_energy(pocket):

@@ -13,6 +13,7 @@ _HOME = {
     "PoseChecks": "checks",
     "PoseEnsemble": "ensemble",
     "PoseProposal": "proposal",
+    "avoid_overlaps": "walls",
     "bound_to": "proposal",
     "check_place": "describe",
     "check_poses": "checks",

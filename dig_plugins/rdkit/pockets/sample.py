@@ -26,7 +26,7 @@ from .minimise import relax
 from .moves import HybridMoves
 from .pocket import Pocket
 from .proposal import PoseProposal, bound_to
-from .walls import walls as wall_of
+from .walls import avoid_overlaps
 
 __all__ = ["CORRECTIONS", "sample_poses"]
 
@@ -62,7 +62,7 @@ def sample_poses(
         is; ``"mc"``, a Metropolis chain on the model's proposals with hybrid Monte Carlo in between, poses of equal weight, repeats
         included: exact, and it moves within a site even where no proposal is accepted.
     relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
-    walls: guide poses away from overlaps with the pocket (:func:`.walls.walls`); densities and weights are exact with them and without.
+    walls: guide poses away from overlaps with the pocket (:func:`.walls.avoid_overlaps`); densities and weights are exact with them and without.
     temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
     steps: of the model's paths; its card's if None. batch: poses at a time.
 
@@ -80,7 +80,7 @@ def sample_poses(
     forms = ring_forms(ligand, temperature=temperature, variant=variant, seed=seed % 2**30, max_atoms=max_atoms)
     digs = bound_to(dig, ligand, pocket, forms)
     if walls:
-        digs = [one.guided(wall_of(ligand, pocket)) for one in digs]
+        digs = [one.guided(avoid_overlaps(ligand, pocket)) for one in digs]
     proposal = PoseProposal(digs, [form.share for form in forms], steps=steps)
     energy = PocketEnergy(ligand, pocket, temperature, variant=variant)
     if correct == "mc":

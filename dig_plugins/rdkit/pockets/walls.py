@@ -15,7 +15,7 @@ from dig_core.types import State
 
 from .pocket import Pocket
 
-__all__ = ["Overlap", "walls"]
+__all__ = ["Overlap", "avoid_overlaps"]
 
 _NEAREST = 0.85  # of the sum of van der Waals radii; chosen, as the width below, on ligands that were trained on
 _SOFT = 0.02  # Angstrom
@@ -46,7 +46,7 @@ class Overlap:
         return (total + _SOFT**2).sqrt() - _SOFT
 
 
-def walls(ligand: Chem.Mol, pocket: Pocket, width: float = 0.1) -> PropertyGuidance:
+def avoid_overlaps(ligand: Chem.Mol, pocket: Pocket, width: float = 0.1) -> PropertyGuidance:
     """Guidance to an :class:`Overlap` of none, with a standard deviation of ``width`` Angstrom."""
     wanted = Property(Overlap(ligand, pocket), Value(0.0, width), "overlap", of="state")
     return PropertyGuidance(wanted, through="spread", limit=20.0)
