@@ -62,7 +62,7 @@ def sample_poses(
         is; ``"mc"``, a Metropolis chain on the model's proposals with hybrid Monte Carlo in between, poses of equal weight, repeats
         included: exact, and it moves within a site even where no proposal is accepted.
     relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
-    walls: guide poses away from overlaps with the pocket (:func:`.walls.avoid_overlaps`); densities and weights are exact with them and without.
+    walls: guide poses away from overlaps with the pocket (:func:`.walls.avoid_overlaps`); densities are exact with them and without.
     temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
     steps: of the model's paths; its card's if None. batch: poses at a time.
 
