@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from .coordinates import Adsorbate, Backbone, Bound, Cartesian, Crystal, Internal
 from .diffusion import (
@@ -33,9 +31,10 @@ from .files import write_atomically
 from .nn import NETWORKS
 from .score import EnergyScore, NoiseScore
 from .system.descriptor import Descriptor
+from .tensors import from_bytes, to_bytes
 from .types import Geometry
 
-__all__ = ["SCHEMA", "load", "save"]
+__all__ = ["SCHEMA", "dumps", "load", "loads", "save"]
 
 SCHEMA = 1
 _SPACES = (Euclidean, Lattice, SO3, Torus, ZeroCentroid)
@@ -46,6 +45,11 @@ _SCORES = {"NoiseScore": NoiseScore, "EnergyScore": EnergyScore}
 
 def save(dig: DiG, path: str | Path) -> None:
     """Write ``dig`` to ``path``: complete or not at all. Raises :class:`CheckpointError` for parts that could not be read back."""
+    write_atomically(Path(path), dumps(dig))
+
+
+def dumps(dig: DiG) -> bytes:
+    """The content of a checkpoint file, which is also how a model travels to other processes. Raises as :func:`save`."""
     score = type(dig.model).__name__
     if score not in _SCORES:
         raise CheckpointError(f"cannot save a {score!r}, this version knows {sorted(_SCORES)}. Save the model inside it.")
@@ -71,18 +75,25 @@ def save(dig: DiG, path: str | Path) -> None:
         tensors["descriptor.reference"] = dig.descriptor.reference.positions
         if dig.descriptor.reference.cell is not None:
             tensors["descriptor.cell"] = dig.descriptor.reference.cell
-    # Copies: safetensors refuses tensors that share memory, such as coordinates that the network holds too.
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
         text = json.dumps(header)
     except TypeError as error:
         raise CheckpointError(f"the card or a config cannot be saved ({error}): use numbers, strings, lists and dicts.") from error
-    write_atomically(Path(path), to_bytes(tensors, metadata={"dig": text}))
+    return to_bytes(tensors, dig=text)
 
 
 def load(path: str | Path) -> DiG:
     """Read a checkpoint. Raises :class:`CheckpointError` if it is missing, damaged or of another schema."""
-    header, tensors = _read(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: expected a .safetensors file that DiG.save has written.")
+    return loads(path.read_bytes(), path)
+
+
+def loads(content: bytes, path: str | Path = "the checkpoint") -> DiG:
+    """A model from the content of a checkpoint file, which errors call ``path``. Raises as :func:`load`."""
+    tensors, about = from_bytes(content, path)
+    header = _header(about, path)
     if header.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path} has checkpoint schema {header.get('schema')}, this version reads schema {SCHEMA}: "
@@ -106,18 +117,14 @@ def _part(thing, kinds: dict) -> dict:
     return {"type": type(thing).__name__, "config": thing.config}
 
 
-def _read(path: Path) -> tuple[dict, dict]:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: expected a .safetensors file that DiG.save has written.")
+def _header(about: dict[str, str], path: str | Path) -> dict:
     try:
-        with safe_open(path, "pt") as stream:
-            header = json.loads((stream.metadata() or {}).get("dig", "null"))
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        header = json.loads(about.get("dig", "null"))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({error}): it is damaged or truncated, get it again.") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is a safetensors file without a dig header: it was not written by DiG.save.")
-    return header, tensors
+    return header
 
 
 def _named(kinds: dict, name: str):

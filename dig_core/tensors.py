@@ -1,0 +1,68 @@
+"""Named tensors in one safetensors file with words about them: read back as written, or an error. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from .errors import CheckpointError
+from .files import write_atomically
+
+__all__ = ["from_bytes", "read_tensors", "to_bytes", "write_tensors"]
+
+_DIGEST = "sha256"
+
+
+def to_bytes(tensors: dict[str, Tensor], **about: str) -> bytes:
+    """``tensors`` and ``about`` as the content of a safetensors file, with a digest of both."""
+    # Copies: safetensors refuses tensors that share memory.
+    held = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    return to_safetensors(held, metadata={**about, _DIGEST: _digest(held, about)})
+
+
+def from_bytes(content: bytes, name: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What :func:`to_bytes` was given. Files without a digest, of other programs say, are taken as they are.
+
+    Raises CheckpointError, which calls the content ``name``, if it is damaged.
+    """
+    try:
+        tensors = from_safetensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name} is not a readable checkpoint ({error}): it is damaged or truncated, get it again.") from error
+    about = header.get("__metadata__", {})
+    digest = about.pop(_DIGEST, None)
+    if digest is not None and digest != _digest(tensors, about):
+        raise CheckpointError(f"{name} is not what was written (its sha256 differs): it is damaged or was edited, get it again.")
+    return tensors, about
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], **about: str) -> None:
+    """One file, complete or not there."""
+    write_atomically(path, to_bytes(tensors, **about))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What :func:`write_tensors` was given. Raises CheckpointError if it is missing or damaged."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint ({error}): get it again.") from error
+    return from_bytes(content, path)
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """Of names, types, shapes, numbers and words; not of how a version of safetensors lays them out."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        x = tensors[name].contiguous()
+        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        found.update(x.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
