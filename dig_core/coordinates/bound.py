@@ -82,10 +82,7 @@ class Bound(nn.Module):
         return complex_of(descriptor).internal.valid(_inner(state), descriptor)
 
     def pose(self, geometry: Geometry, rng: Streams) -> Geometry:
-        """Draw the labels of equivalent end atoms; where the ligand stands is part of the state.
-
-        Those of the reference's ligand: the geometry alone does not say which they are.
-        """
+        """As it is: where the ligand stands is part of the state. Labels of end atoms are drawn by :meth:`labelled`."""
         return geometry
 
     def labelled(self, geometry: Geometry, descriptor: Descriptor, rng: Streams) -> Geometry:

@@ -58,9 +58,10 @@ def sample_poses(
     Parameters
     ----------
     ligand: with all hydrogens and stereochemistry. model: a DiG of ligands in pockets, the name of one that ships, or a file.
-    correct: None, the model's own law; ``"reweight"``, independent poses with raw weights exp(-E/kT) / q of MMFF94 in the pocket as it
-        is; ``"mc"``, a Metropolis chain on the model's proposals with hybrid Monte Carlo in between, poses of equal weight, repeats
-        included: exact, and it moves within a site even where no proposal is accepted.
+    correct: None, the model's own law, of which poses outside their form's coordinates are no part: weight 0; ``"reweight"``, independent
+        poses with raw weights exp(-E/kT) / q of MMFF94 in the pocket as it is; ``"mc"``, a Metropolis chain on the model's proposals with
+        hybrid Monte Carlo in between, poses of equal weight, repeats included: exact, and it moves within a site even where no proposal
+        is accepted.
     relaxed: minimise every pose in the pocket (MMFF94); such poses have energies, and no density.
     walls: guide poses away from overlaps with the pocket (:func:`.walls.avoid_overlaps`); densities are exact with them and without.
     temperature: K, of the energy. seed: pose i depends on (seed, i) alone, of a chain on those before it too.
@@ -86,10 +87,23 @@ def sample_poses(
     if correct == "mc":
         return _chain(proposal, energy, ligand, pocket, n, seed, batch)
     if correct == "reweight":
-        found = Pool(proposal, energy, seed=seed, batch=min(batch, n)).take(n)
-        acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
-        numbers = {"energy": found.u * energy.kt, "log_q": found.log_q, "log_weight": found.log_weight}
-        return PoseEnsemble(with_conformers(ligand, found.positions, **numbers), pocket, *numbers.values(), temperature, seed, acceptance)
+        return _weighed(proposal, energy, ligand, pocket, n, seed, batch)
+    return _plain(proposal, energy, ligand, pocket, n, seed, batch, relaxed)
+
+
+def _weighed(
+    proposal: PoseProposal, energy: PocketEnergy, ligand: Chem.Mol, pocket: Pocket, n: int, seed: int, batch: int
+) -> PoseEnsemble:
+    found = Pool(proposal, energy, seed=seed, batch=min(batch, n)).take(n)
+    acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
+    numbers = {"energy": found.u * energy.kt, "log_q": found.log_q, "log_weight": found.log_weight}
+    mol = with_conformers(ligand, found.positions, **numbers)
+    return PoseEnsemble(mol, pocket, *numbers.values(), energy.own.temperature, seed, acceptance)
+
+
+def _plain(
+    proposal: PoseProposal, energy: PocketEnergy, ligand: Chem.Mol, pocket: Pocket, n: int, seed: int, batch: int, relaxed: bool
+) -> PoseEnsemble:
     drawn = [proposal.draw(len(r), Streams(seed, r)) for r in (range(low, min(low + batch, n)) for low in range(0, n, batch))]
     positions = torch.cat([d.geometry.positions for d in drawn])
     log_q = torch.cat([d.known_log_q() for d in drawn]).numpy()
@@ -97,8 +111,10 @@ def sample_poses(
     if relaxed:
         done = relax(positions, energy)
         positions, values, log_q = done.positions, (done.after * energy.kt).numpy(), np.full(n, math.nan)
-    numbers = {"energy": values, "log_q": log_q, "log_weight": np.zeros(n)}
-    return PoseEnsemble(with_conformers(ligand, Geometry(positions), **numbers), pocket, *numbers.values(), temperature, seed, math.nan)
+    log_weight = np.where(torch.cat([d.valid for d in drawn]).numpy(), 0.0, -math.inf)
+    numbers = {"energy": values, "log_q": log_q, "log_weight": log_weight}
+    mol = with_conformers(ligand, Geometry(positions), **numbers)
+    return PoseEnsemble(mol, pocket, *numbers.values(), energy.own.temperature, seed, math.nan)
 
 
 def _chain(
