@@ -24,6 +24,7 @@ from dig_core.montecarlo.chain import MonteCarlo
 from dig_core.nn import PoseGraphormer
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
+from dig_core.training.frames import frames_of
 from dig_core.types import Geometry
 from dig_plugins.rdkit import MMFFEnergy, of_smiles, to_geometry, with_conformers
 from dig_plugins.rdkit.pockets import (
@@ -291,6 +292,26 @@ def test_frames_about_a_pose_stay_near_it_and_are_thermal(pocket):
     assert float((ligand - start)[:, heavy].square().sum(-1).mean(1).sqrt().median()) < 1.0
 
 
+def test_forces_on_a_placement_are_those_of_the_energy(pocket):
+    """What score matching on forces learns from: the gradient of log density along places, rotations, torsions and shapes."""
+    mol = placed("OCc1ccccc1", outside() + np.array([3.0, 0, 0]))
+    system, coordinates, energy = describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]), Bound(), PocketEnergy(mol, pocket)
+    process = PoseGraphormer(width=32, heads=4, layers=1).process(system)
+    whole = torch.cat([to_geometry(mol).positions, torch.from_numpy(pocket.positions)[None]], 1)
+    frames = frames_of(coordinates, system, Geometry(whole), energy, process=process)
+    state, _ = coordinates.encode(Geometry(whole), system)
+    rng = torch.Generator().manual_seed(0)
+    for name, x in state.items():
+        direction = torch.randn(x.shape, generator=rng, dtype=torch.float64)
+        still = {key: torch.zeros_like(y) for key, y in state.items()}
+        values = []
+        for sign in (1, -1):
+            moved = process.exp(state, {**still, name: sign * 1e-5 * direction})
+            values.append(coordinates.log_volume(moved, system) - energy(coordinates.decode(moved, system)))
+        wanted = float((values[0] - values[1]) / 2e-5)
+        assert float((frames.force[name].double() * direction).sum()) == pytest.approx(wanted, rel=1e-3, abs=1e-3 * abs(wanted) + 1e-2)
+
+
 # -- poses --------------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +417,13 @@ def test_ensembles_have_clusters_checks_and_files(pocket, tmp_path):
     usable = np.isfinite(weighed.log_weight)
     kt = PocketEnergy(mol, pocket).kt
     np.testing.assert_allclose(weighed.log_weight[usable], (-weighed.energy / kt - weighed.log_q)[usable])
+
+
+@pytest.mark.parametrize("smiles", ["c1ccccc1", "CC#N"])
+def test_ligands_without_torsions_are_placed(pocket, smiles):
+    mol = of_smiles(smiles, seed=1)
+    found = sample_poses(pocket, mol, 3, model=untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0])), seed=1)
+    assert np.isfinite(found.log_q).any() and np.linalg.norm(found.positions.mean(1) - pocket.centre, axis=1).max() < 40
 
 
 def test_what_cannot_be_sampled_is_refused(pocket):
