@@ -35,9 +35,10 @@ ASIDE = 16
 """Molecules of the file that only watch the training."""
 CARD = Card(
     name="conformers", system="any drug-like molecule of up to 64 atoms, free, from its graph and stereochemistry",
-    energy="MMFF94s (RDKit)", temperature=300.0, steps=32, licence="MIT",
-    intended_use="conformers to start from: minimise them, weigh them with an energy, or train a model of one molecule on them",
-    limits="minima weighted as at 1000 K, vibrations of 300 K; of a molecule never seen, exact weights are those of few draws",
+    energy="MMFF94s (RDKit)", steps=16, licence="MIT",
+    intended_use="conformers to start from: minimise them, and take the distinct ones",
+    limits="minima weighted as at 1000 K, vibrations of 300 K; trained on few molecules, so that draws of others are rough: exact weights "
+    "of larger molecules rest on single draws",
 )  # fmt: skip
 
 
@@ -52,20 +53,26 @@ def read_training(path: Path) -> list[tuple]:
     return found
 
 
-def train(out: Path, minutes: float, batch: int, device: str, seed: int) -> DiG | None:
-    """The trained model, on the smallest molecule of the file; None if it was stopped on the way."""
+def train(
+    out: Path, minutes: float, batch: int, device: str, seed: int, rate: float = 1e-3, start: Path | None = None
+) -> DiG | None:  # fmt: skip
+    """The trained model, on the smallest molecule of the file; None if it was stopped on the way. ``start``: a model to go on from."""
     systems = read_training(out / "training.safetensors")
     watching, learning = (Molecules(some, device=device) for some in (systems[:ASIDE], systems[ASIDE:]))
     coordinates, descriptor, _ = min(systems, key=lambda one: one[1].n_atoms)
     network = ConformerGraphormer.of(coordinates, descriptor, **ENCODER, seed=seed)
-    model = NoiseScore(network, internal_process(**network.sizes)).to(device)
+    before = [] if start is None else DiG.load(start).card.history
+    if start is not None:
+        network.load_state_dict(DiG.load(start).model.network.state_dict())  # type: ignore[attr-defined]
+    model = NoiseScore(network, internal_process(**network.sizes)).requires_grad_(True).to(device)
     steps = _steps(out / "plan.json", model, learning, minutes, batch)
     log.info("%d molecules, %d parameters, %d steps", len(systems), sum(p.numel() for p in network.parameters()), steps)
-    config = LoopConfig(steps=steps, batch=batch, rate=1e-3, every=max(1, min(500, steps // 8)), seed=seed)
+    config = LoopConfig(steps=steps, batch=batch, rate=rate, every=max(1, min(500, steps // 8)), seed=seed)
     found = optimise(model, learning, config, validation=watching, directory=out / "training", label="conformers")
     if not found.finished:
         return None
-    history = [{"recipe": "python -m dig_plugins.rdkit.recipes.conformers", "seed": seed, "steps": steps, "batch": batch}, *found.history]
+    about = {"recipe": "python -m dig_plugins.rdkit.recipes.conformers", "seed": seed, "molecules": len(systems) - ASIDE}
+    history = [*before, {**about, "steps": steps, "batch": batch, "rate": rate}, *found.history]
     scope = {"molecules": len(systems) - ASIDE, "atoms": f"up to {max(d.n_atoms for _, d, _ in systems)}"}
     card = dataclasses.replace(CARD, history=history, scope=scope)
     return DiG(model.cpu().eval().requires_grad_(False), coordinates, descriptor, card)
@@ -90,12 +97,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="a model of this recipe to go on from")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    found = train(given.out, given.minutes, given.batch, given.device, given.seed)
+    found = train(given.out, given.minutes, given.batch, given.device, given.seed, given.rate, given.start)
     if found is None:
         raise SystemExit("stopped: run the same command again to go on.")
     found.save(given.out / "conformers.safetensors")
