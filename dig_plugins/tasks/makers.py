@@ -52,12 +52,13 @@ def molecule(dig: DiG, model: str, given: Given) -> Subject:
 
 def conformers(dig: DiG, model: str, given: Given) -> Subject:
     """In RDKit: MMFF94 of a molecule given as SMILES or as a file."""
-    from ..rdkit import MMFFEnergy
+    from ..rdkit import MMFFEnergy, on_molecule
     from ..rdkit.conformers import check_model
 
     if given.of is None:
         raise IncompatibleError(f"the model {model} is one of conformers: give its molecule, SMILES or an SDF file.")
     mol, variant, temperature = mol_of(given.of), dig.card.energy.split()[0], temperature_of(dig, given)
+    dig = on_molecule(dig, mol)
     check_model(dig, mol, temperature, variant)
     energy = MMFFEnergy(mol, temperature, variant=variant)
     return Subject(dig, "conformers", lambda path: _records(mol, path), energy, variant, temperature, None, mol, ("rdkit",))
