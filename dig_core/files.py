@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import CheckpointError
 
-__all__ = ["finished", "owned", "write_atomically"]
+__all__ = ["finished", "owned", "understood", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -46,3 +46,12 @@ def owned(directory: str | Path | None, parts: Iterable[bytes], what: str) -> Pa
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(place, mark.encode())
     return out
+
+
+@contextmanager
+def understood(path: Path, verdict: str, advice: str) -> Iterator[None]:
+    """Reading ``path``: whatever content of another kind, or damaged, makes of it is a CheckpointError that says so."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, CheckpointError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} {verdict} ({type(error).__name__}: {error}): {advice}.") from error

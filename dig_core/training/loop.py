@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import math
-import os
 import signal
 import threading
 import time
@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import CheckpointError, IncompatibleError
-from ..files import write_atomically
+from ..errors import IncompatibleError
+from ..files import understood, write_atomically
 from ..score import EnergyScore, NoiseScore
+from ..tensors import read_tensors, write_tensors
 from .losses import Denoising, Objective
+from .team import sharing, team_of
 
 __all__ = ["LoopConfig", "LoopResult", "Trainable", "optimise"]
 
@@ -81,31 +82,37 @@ def optimise(
     goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
     is called with the averaged model at every validation, the first time after ``every`` steps.
 
+    Where ``torch.distributed`` is initialised, by a script that ``torchrun`` runs say, all its processes train one model: each takes
+    its rows of the batch that one process would take, so that the losses are the same. The first of them writes the files, which all
+    must be able to read.
+
     Raises
     ------
     IncompatibleError: a loss that explodes. CheckpointError: the directory holds another run.
     """
     trainer = _Trainer(model, objective, config)
+    team = trainer.team
     directory = None if directory is None else Path(directory)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         trainer.resume(directory / "resume.safetensors")
+    team.gather(model, trainer.step)
     began = time.monotonic()
-    hidden = None if progress is None else not progress
+    hidden = not team.leads or (None if progress is None else not progress)
     with _interruptible() as stop, tqdm(total=config.steps, initial=trainer.step, desc=label, disable=hidden) as bar:
-        while trainer.step < config.steps and not stop.is_set():
+        while trainer.step < config.steps and not team.any(stop.is_set()):
             loss = trainer.advance()
             bar.update()
             if trainer.step % config.every == 0 or trainer.step == config.steps:
                 row = trainer.validate(validation)
                 bar.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
                 if directory is not None:
-                    _append(directory / "log.csv", row)
-                    trainer.store(directory / "resume.safetensors")
-                if picture is not None:
+                    trainer.store(directory)
+                if picture is not None and team.leads:
                     picture(trainer.averaged(), trainer.step)
     if directory is not None:
-        trainer.store(directory / "resume.safetensors")
+        trainer.store(directory)
+    team.wait()
     model.load_state_dict(trainer.average)
     return LoopResult(model.eval(), trainer.history, trainer.step, trainer.step >= config.steps, time.monotonic() - began)
 
@@ -115,6 +122,7 @@ class _Trainer:
 
     def __init__(self, model: Trainable, objective: Objective, config: LoopConfig):
         self.model, self.objective, self.config = model.train(), objective, config
+        self.team = team_of(model)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
@@ -126,12 +134,13 @@ class _Trainer:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * _factor(self.step, config)
-        loss = self.objective(self.model, config.batch, self.order, self.noise)
-        total = torch.stack(list(loss.values())).sum()
-        if not torch.isfinite(total):
-            raise IncompatibleError(f"the loss became {float(total.detach())} at step {self.step}: lower the rate, or clip more.")
+        with sharing(self.team):
+            loss = torch.stack(list(self.objective(self.model, config.batch, self.order, self.noise).values()))
         self.optimiser.zero_grad()
-        total.backward()
+        loss.sum().backward()
+        loss = self.team.average(list(self.model.parameters()), loss.detach())
+        if not torch.isfinite(loss.sum()):
+            raise IncompatibleError(f"the loss became {float(loss.sum())} at step {self.step}: lower the rate, or clip more.")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
         self.step += 1
@@ -139,7 +148,7 @@ class _Trainer:
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
-        now = float(next(iter(loss.values())).detach())
+        now = float(loss[0])
         self.running = now if math.isnan(self.running) else 0.99 * self.running + 0.01 * now
         return self.running
 
@@ -159,7 +168,10 @@ class _Trainer:
         shown.load_state_dict(self.average)
         return shown.eval()
 
-    def store(self, path: Path) -> None:
+    def store(self, directory: Path) -> None:
+        """What :meth:`resume` reads, then the log, all of it: a process that is killed in between writes it next time."""
+        if not self.team.leads:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for number, state in self.optimiser.state_dict()["state"].items():
@@ -168,21 +180,27 @@ class _Trainer:
         tensors["progress"] = torch.tensor([self.step, self.running], dtype=torch.float64)
         rows = [[row[name] for name in _COLUMNS] for row in self.history]
         tensors["history"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
-        write_atomically(path, to_bytes({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
+        write_tensors(directory / "resume.safetensors", tensors)
+        if self.history:
+            write_atomically(directory / "log.csv", _table(self.history).encode())
 
     def resume(self, path: Path) -> None:
+        """Go on from what :meth:`store` wrote, if it is there. CheckpointError if it is of another run."""
         if not path.exists():
             return
-        try:
-            with safe_open(path, "pt") as stream:
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not of this run ({error}): use another directory, or delete it to start anew.") from error
+        with understood(path, "is not of this run", "use another directory, or delete it to start anew"):
+            self._take(read_tensors(path)[0])
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        for part in ("average", "model"):
+            self.model.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
         self.average = {k: tensors[f"average.{k}"].to(v.device) for k, v in self.model.state_dict().items()}
         state: dict[int, dict] = {}
+        parameters = list(self.model.parameters())
         for key in (k for k in tensors if k.startswith("optimiser.")):
             _, number, name = key.split(".")
+            if tensors[key].dim() and tensors[key].shape != parameters[int(number)].shape:
+                raise ValueError(f"{key} is of another shape than its parameter")
             state.setdefault(int(number), {})[name] = tensors[key]
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.order.set_state(tensors["order"])
@@ -196,15 +214,12 @@ def _factor(step: int, config: LoopConfig) -> float:
     return min(1.0, (step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def _append(path: Path, row: dict) -> None:
-    fresh = not path.exists()
-    with open(path, "a", newline="") as stream:
-        writer = csv.DictWriter(stream, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _table(history: list[dict]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from ..errors import IncompatibleError
 from ..score import ScoreModel
 from ..system.descriptor import Descriptor
 from ..types import State, Tangent
+from .team import own_rows
 
 __all__ = ["Denoising", "Frames", "Objective", "averaged", "blend", "denoising_loss", "fisher_information", "stratified_times"]
 
@@ -33,7 +34,7 @@ class Frames:
     def __len__(self) -> int:
         return len(next(iter(self.state.values())))
 
-    def take(self, index: Tensor) -> Frames:
+    def take(self, index: Tensor | slice) -> Frames:
         """The frames at ``index`` (M,)."""
         pick = {name: x[index] for name, x in self.state.items()}
         force = None if self.force is None else {name: f[index] for name, f in self.force.items()}
@@ -117,12 +118,17 @@ def denoising_loss(
     ``t`` (B,) in (0, 1]. ``company``: more frames for the targets, see :func:`averaged`. Returns scalars ``noise`` (its
     integral over uniform t is the Kullback-Leibler divergence of the paths up to a constant, in nats) and ``spread`` (normal
     negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
-    All is computed where the model is.
+    All is computed where the model is. Of a training on several processes the losses are over this one's rows, see :mod:`.team`.
     """
     device = (next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t).device
     frames, t, company = frames.to(device), t.to(device), None if company is None else company.to(device)
     fisher = None if fisher is None else {name: x.to(device) for name, x in fisher.items()}
     noised = model.process.noise(frames.state, t, rng)
+    own, factor = own_rows(len(t))
+    if own != slice(0, len(t)):
+        descriptor, frames, noised, t = _rows(descriptor, own), frames.take(own), _taken(noised, own), t[own]
+        company = None if company is None else company.take(own)
+        fisher = None if fisher is None else {n: x[own] if x.dim() == noised.state[n].dim() else x for n, x in fisher.items()}
     target = blend(model, frames, noised, t, fisher) if company is None else averaged(model, frames, company, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)
     error, misfit = torch.zeros_like(t), torch.zeros_like(t)
@@ -134,7 +140,17 @@ def denoising_loss(
         misfit = misfit + 0.5 * (left / spread + spread.log()).flatten(1).sum(1)
     if frames.weight is not None:
         error, misfit = error * frames.weight, misfit * frames.weight
-    return {"noise": error.mean(), "spread": misfit.mean()}
+    return {"noise": factor * error.mean(), "spread": factor * misfit.mean()}
+
+
+def _taken(noised: Noised, own: slice) -> Noised:
+    return Noised(*({name: x[own] for name, x in part.items()} for part in noised))
+
+
+def _rows(descriptor: Descriptor, own: slice) -> Descriptor:
+    """Of the rows that a process takes, where elements or conditions differ from row to row."""
+    batched = {name: x[own] for name, x in (("numbers", descriptor.numbers), ("conditions", descriptor.conditions)) if x.dim() == 2}
+    return replace(descriptor, **batched) if batched else descriptor
 
 
 @dataclass(frozen=True)
