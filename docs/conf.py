@@ -18,14 +18,11 @@ author = copyright = "dig-plugins developers"
 version = release = dig_core.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"dig-plugins {version}"
 html_show_copyright = html_copy_source = False
 
 myst_heading_anchors = 3
-# A page that takes in README.md or RESULTS.md begins with their headings.
-suppress_warnings = ["myst.header"]
 
 ENGINES = [
     "ase", "chgnet", "filelock", "matplotlib", "mdtraj", "openmm", "openmmml", "openmmtools", "pdbfixer", "py3Dmol", "pymatgen", "rdkit",

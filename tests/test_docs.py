@@ -100,6 +100,16 @@ def test_all_code_runs(page, tmp_path, monkeypatch):
     run(page, {"", "slow"})
 
 
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_defines_its_names(page):
+    """Slow blocks too; what is not run may speak of the reader's own objects."""
+    pytest.importorskip("ruff")
+    code = "\n".join([GIVEN.get(name_of(page), ""), *(block.code for block in blocks(page) if block.marker != "not run")])
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F821", "--output-format", "concise", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def resolve(name: str) -> object:
     """What a dotted name stands for: the longest module in it, then attributes. Skips where an engine is missing."""
     parts = name.split(".")
