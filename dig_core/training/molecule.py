@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..coordinates import Coordinates
-from ..diffusion import Diffusion, Euclidean, Joint, Karras, LogSNR, Torus
 from ..energy import Energy
 from ..files import write_atomically
 from ..montecarlo.analysis import effective_sample_size, metropolis_acceptance
@@ -22,6 +21,7 @@ from .fit import Fitted, Progress, Stage
 from .fit import fit as run_stages
 from .loop import LoopConfig
 from .losses import Frames
+from .molecules import internal_process
 from .plan import Plan
 from .population import Population
 from .stages import Denoise, Reweight, Standardise
@@ -38,12 +38,9 @@ _HOT = 0.25
 def internal_model(coordinates: Coordinates, *, width: int = 256, blocks: int = 4, seed: int = 0) -> NoiseScore:
     """An untrained score model in internal coordinates: torsions on a torus, the rest standardised, a residual network."""
     shape, torsion = len(coordinates.centre), len(coordinates.torsion_atoms)  # type: ignore[attr-defined]
-    process = Joint(
-        shape=Diffusion(Euclidean(shape), LogSNR(4.5, -4.0)), torsion=Diffusion(Torus(torsion), Karras(0.05, 2.5))
-    )
     sizes = {"shape": shape, "torsion": torsion}
     network = ResidualMLP(sizes, ["torsion"], width=width, blocks=blocks, precision="bfloat16", seed=seed)
-    return NoiseScore(network, process).requires_grad_(False)
+    return NoiseScore(network, internal_process(**sizes)).requires_grad_(False)
 
 
 def width_of(coordinates: Coordinates) -> int:
