@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Thread pools are sized when the libraries load, and tests on few cores lose more to contention than they gain.
 for _library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 os.environ.setdefault("OPENMM_CPU_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# No test sees the models that a user has pulled.
+os.environ["DIG_PLUGINS_CACHE"] = os.path.join(tempfile.gettempdir(), "dig-plugins-no-cache")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -159,7 +159,7 @@ def test_modules_above_the_plugins_load_no_engine():
         for found in imports_of(path):
             top, parts = third_party(found), found.module.split(".")
             engine = parts[0] == "dig_plugins" and len(parts) > 1 and parts[1] in set(ENGINES) - SHARED
-            if not found.lazy and not found.typing_only and (engine or (top and top not in CORE_NEEDS | {"typer"})):
+            if not found.lazy and not found.typing_only and (engine or (top and top not in CORE_NEEDS | {"typer", "filelock"})):
                 wrong.append(f"{found.place} imports {found.module} when it is imported")
     assert not wrong, "\n".join(wrong)
 

@@ -8,10 +8,12 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import finished, write_atomically
@@ -48,7 +50,7 @@ def mc(
 
     Raises
     ------
-    IncompatibleError: a directory of something else, a model of something else, settings that are no numbers of blocks.
+    IncompatibleError: a directory of something else or that another process works on, a model of something else, no blocks.
     CheckpointError: the directory holds a chain of another system, model or settings, or was written on another machine.
     """
     if blocks < 1 or save < 1:
@@ -59,12 +61,13 @@ def mc(
     state = _state(directory)
     seed = as_seed(seed) if seed is not None or state is None else int(state["seed"])
     chain, about = _chain(model, given, state, seed, md_steps, proposals, timestep, scheme)
-    _claim(directory, about)
-    done = 0 if state is None else int(state["segments"])
-    if state is not None:
-        _restore(chain, state)
-    _run(chain, directory, blocks, save, done, progress)
-    return _finish(chain, directory, model, about)
+    with _claimed(directory, about):
+        state = _state(directory)
+        done = 0 if state is None else int(state["segments"])
+        if state is not None:
+            _restore(chain, state)
+        _run(chain, directory, blocks, save, done, progress)
+        return _finish(chain, directory, model, about)
 
 
 def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: int, proposals: int, timestep: float, scheme: str):
@@ -88,8 +91,9 @@ def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: 
     return chain, {"model_sha256": models.sha256(model), "system_sha256": system, "timestep_fs": timestep, **settings}
 
 
-def _claim(directory: Path, about: dict) -> None:
-    """Mark the directory as that of this chain; CheckpointError, saying what differs, if it is another's."""
+@contextmanager
+def _claimed(directory: Path, about: dict) -> Iterator[None]:
+    """The directory is that of this chain, and of this process while it works; CheckpointError, saying what differs, if it is another's."""
     place = directory / "settings.json"
     if place.is_file():
         held = json.loads(place.read_text(encoding="utf-8"))
@@ -99,6 +103,17 @@ def _claim(directory: Path, about: dict) -> None:
             raise CheckpointError(f"the chain in {directory} was begun with {said}: choose another directory, or the same settings.")
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(place, json.dumps(about, indent=2).encode())
+    lock = FileLock(directory / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise IncompatibleError(f"another process works on the chain in {directory}: wait for it, or choose another directory.") from error
+    try:
+        for left in directory.rglob(".*.tmp.*"):  # of processes that were killed
+            left.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def _run(chain, directory: Path, blocks: int, save: int, done: int, progress: bool | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import dig_plugins
 from dig_core.errors import CheckpointError
@@ -156,16 +157,21 @@ def test_a_chain_that_was_cut_off_is_the_chain(call, tmp_path, monkeypatch):
     code, _, err = call("mc", NAME, "--blocks", "3", "--seed", "3", "--out", "cut", *options)
     assert code == 130 and "interrupted" in err
     monkeypatch.setattr(chains, "_save", save)
+    (tmp_path / "cut" / ".state.1.tmp.npz").write_bytes(b"half")
     assert call("mc", NAME, "--blocks", "2", "--out", "cut", *options)[0] == 0
     code, out, err = call("mc", NAME, "--blocks", "3", "--out", "cut", *options)
     assert code == 0 and "seed 3" in out, err
     for name in ("trajectory.xtc", "trajectory.pdb", "proposals.csv", "samples.npz"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    assert not list((tmp_path / "cut").rglob(".*.tmp.*"))
     held = record(tmp_path / "cut" / "run.json")
     assert held["blocks"] == 3 and held["proposals_made"] == 24 and held["md_ps"] == pytest.approx(0.03)
     with open(tmp_path / "cut" / "proposals.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 24 and np.mean([int(row["accepted"]) for row in rows]) == pytest.approx(held["acceptance"])
+    with FileLock(tmp_path / "cut" / "lock"):
+        code, out, err = call("mc", NAME, "--blocks", "4", "--out", "cut", *options)
+    assert code == 2 and "another process works on the chain" in err
     code, out, err = call("mc", NAME, "--blocks", "4", "--out", "cut", "--md-steps", "20", "--proposals", "8")
     assert code == 2 and "md_steps 10, not 20" in err
 
