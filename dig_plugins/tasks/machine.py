@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import logging
 import os
@@ -165,7 +166,7 @@ def _times(weighed: bool) -> dict[str, float]:
         times["energies_per_second"] = 256 / (time.perf_counter() - began)
     t = torch.tensor([0.3], dtype=torch.float64)
     single = dig.model.moments(drawn.state, t, dig.descriptor).noise
-    double = dig._precise().moments({name: x.double() for name, x in drawn.state.items()}, t, dig.descriptor).noise
+    double = copy.deepcopy(dig.model).double().moments({name: x.double() for name, x in drawn.state.items()}, t, dig.descriptor).noise
     times["network_error"] = float(np.max([float((single[name] - double[name]).abs().max()) for name in double]))
     return times
 

@@ -84,6 +84,10 @@ def _parts(dig: DiG, seed: int, steps: int | None) -> list[Check]:
     state, process = {name: x.double() for name, x in drawn.state.items()}, dig.process
     usable = Geometry(*(x[drawn.valid] if x is not None else None for x in drawn.geometry))
 
+    def noising() -> None:
+        for part in process.values():
+            testing.check_process(part)
+
     def coordinates() -> None:
         if not len(usable.positions):
             raise AssertionError(f"none of {_FEW} draws has a structure.")
@@ -98,7 +102,7 @@ def _parts(dig: DiG, seed: int, steps: int | None) -> list[Check]:
         testing.check_streams(lambda rng: precise.proposal(steps=4).draw(len(rng), rng).state, seed=seed)
 
     made: list[tuple[str, Callable[[], None], str]] = [
-        ("noising", lambda: [testing.check_process(part) for part in process.values()] and None, "steps compose, and end at the prior"),
+        ("noising", noising, "steps compose, and end at the prior"),
         ("scores", lambda: testing.check_score_model(precise.model, state, dig.descriptor), "finite, tangent, independent of the batch"),
         ("coordinates", coordinates, "structures come back from them, and their volume is right"),
         ("samples", streams, "each depends on the seed and its number alone"),
