@@ -62,7 +62,7 @@ def validate(
         found = Pool(asked.dig.proposal(steps=steps), asked.energy, seed=seed, batch=512).take(n)
         checks += _energy(asked, found)
         more, figures = weight_checks(found, models.index().get(str(model), {}) if given is None else {})
-        beside = against_reference(str(model), asked, found) if given is None else []
+        beside = against_reference(str(model), asked, found) if given is None and "raw_ess" in figures else []
         if structures is not None:
             beside += against_structures(asked, asked.read(structures), found, seed, steps)
         checks, compared = checks + more + beside, bool(beside)
