@@ -23,7 +23,7 @@ from ..files import understood, write_atomically
 from ..score import EnergyScore, NoiseScore
 from ..tensors import read_tensors, write_tensors
 from .losses import Denoising, Objective
-from .team import sharing, team_of
+from .team import team_of
 
 __all__ = ["LoopConfig", "LoopResult", "Trainable", "optimise"]
 
@@ -82,9 +82,10 @@ def optimise(
     goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
     is called with the averaged model at every validation, the first time after ``every`` steps.
 
-    Where ``torch.distributed`` is initialised, by a script that ``torchrun`` runs say, all its processes train one model: each takes
-    its rows of the batch that one process would take, so that the losses are the same. The first of them writes the files, which all
-    must be able to read.
+    Where ``torch.distributed`` is initialised, by a script that ``torchrun`` runs say, all its processes train one model: of
+    :class:`.losses.Denoising` and :class:`.systems.Systems` each takes its rows of the batch that one process would take, so that the
+    losses are the same; of other objectives each takes the whole batch, which gains nothing. The first process writes the files,
+    which all must be able to read.
 
     Raises
     ------
@@ -108,12 +109,13 @@ def optimise(
                 bar.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
                 if directory is not None:
                     trainer.store(directory)
+                team.gather(model, trainer.step)  # rounding may differ between processes
                 if picture is not None and team.leads:
                     picture(trainer.averaged(), trainer.step)
     if directory is not None:
         trainer.store(directory)
-    team.wait()
     model.load_state_dict(trainer.average)
+    team.gather(model, trainer.step)
     return LoopResult(model.eval(), trainer.history, trainer.step, trainer.step >= config.steps, time.monotonic() - began)
 
 
@@ -134,8 +136,7 @@ class _Trainer:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * _factor(self.step, config)
-        with sharing(self.team):
-            loss = torch.stack(list(self.objective(self.model, config.batch, self.order, self.noise).values()))
+        loss = torch.stack(list(self.objective(self.model, config.batch, self.order, self.noise).values()))
         self.optimiser.zero_grad()
         loss.sum().backward()
         loss = self.team.average(list(self.model.parameters()), loss.detach())

@@ -111,20 +111,20 @@ def averaged(model: ScoreModel, frames: Frames, company: Frames, noised: Noised,
 
 def denoising_loss(
     model: ScoreModel, frames: Frames, descriptor: Descriptor, t: Tensor, rng: torch.Generator, *,
-    fisher: Tangent | None = None, company: Frames | None = None,
+    fisher: Tangent | None = None, company: Frames | None = None, shared: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Likelihood-weighted squared error of the noise, and the misfit of its predicted variance, per frame.
 
     ``t`` (B,) in (0, 1]. ``company``: more frames for the targets, see :func:`averaged`. Returns scalars ``noise`` (its
     integral over uniform t is the Kullback-Leibler divergence of the paths up to a constant, in nats) and ``spread`` (normal
     negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
-    All is computed where the model is. Of a training on several processes the losses are over this one's rows, see :mod:`.team`.
+    All is computed where the model is. ``shared``: only this process's rows of what is drawn, where several train together (:mod:`.team`).
     """
     device = (next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t).device
     frames, t, company = frames.to(device), t.to(device), None if company is None else company.to(device)
     fisher = None if fisher is None else {name: x.to(device) for name, x in fisher.items()}
     noised = model.process.noise(frames.state, t, rng)
-    own, factor = own_rows(len(t))
+    own, factor = own_rows(len(t)) if shared else (slice(0, len(t)), 1.0)
     if own != slice(0, len(t)):
         descriptor, frames, noised, t = _rows(descriptor, own), frames.take(own), _taken(noised, own), t[own]
         company = None if company is None else company.take(own)
@@ -185,7 +185,7 @@ class Denoising:
         others = torch.randint(len(self.frames), (batch, self.company), generator=order) if self.company else None
         company = None if others is None else self.frames.take(others)
         loss = denoising_loss(
-            model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher, company=company
+            model, self.frames.take(index), self.descriptor, times, noise, fisher=self.fisher, company=company, shared=True
         )
         return {"noise": loss["noise"], "spread": self.spread_weight * loss["spread"]}
 

@@ -66,7 +66,7 @@ class Systems:
         if self.longest is not None and descriptor.schema == PROTEIN_SCHEMA:
             descriptor, frames, fisher = cropped(descriptor, frames, fisher, self.longest, order)
             company = None
-        return denoising_loss(_bound(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company)
+        return denoising_loss(_bound(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company, shared=True)
 
     def _descriptor(self, group: list[int], which: Tensor) -> Descriptor:
         """Of a batch whose row b is of system ``group[which[b]]``."""

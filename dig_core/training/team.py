@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -12,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from ..errors import IncompatibleError
 
-__all__ = ["Team", "own_rows", "sharing", "team_of"]
+__all__ = ["Team", "own_rows", "team_of"]
 
 
 class Team(NamedTuple):
@@ -61,30 +58,10 @@ class Team(NamedTuple):
         distributed.all_reduce(raised, distributed.ReduceOp.MAX)
         return bool(raised)
 
-    def wait(self) -> None:
-        """Until all are here."""
-        self.any(False)
-
 
 def team_of(model: nn.Module) -> Team:
     """The processes of ``torch.distributed`` where it is initialised, as ``torchrun`` scripts do; one process otherwise."""
-    device = next(model.parameters()).device
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return Team(device=device)
-    return Team(distributed.get_rank(), distributed.get_world_size(), device)
-
-
-_SHARE: ContextVar[tuple[int, int]] = ContextVar("share", default=(0, 1))
-
-
-@contextmanager
-def sharing(team: Team) -> Iterator[None]:
-    """Inside, losses are over the rows of this process."""
-    token = _SHARE.set((team.rank, team.size))
-    try:
-        yield
-    finally:
-        _SHARE.reset(token)
+    return Team(*_place(), next(model.parameters()).device)
 
 
 def own_rows(n: int) -> tuple[slice, float]:
@@ -92,8 +69,15 @@ def own_rows(n: int) -> tuple[slice, float]:
 
     Raises IncompatibleError for fewer rows than processes.
     """
-    rank, size = _SHARE.get()
+    rank, size = _place()
     if n < size:
         raise IncompatibleError(f"a batch of {n} cannot be shared by {size} processes: train with a larger batch, or fewer of them.")
     low, high = rank * n // size, (rank + 1) * n // size
     return slice(low, high), (high - low) * size / n
+
+
+def _place() -> tuple[int, int]:
+    """Rank and size."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
