@@ -117,6 +117,21 @@ def test_histidines_and_charges_agree_with_the_hydrogens(tmp_path):
     assert Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(whole.mol))) == Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(mol)))
 
 
+def test_charges_need_not_be_in_the_file(tmp_path):
+    """An aspartate, a lysine and both ends: which hydrogens there are says it all."""
+    charged = Chem.RWMol(Chem.MolFromSequence("GDKC"))
+    for smarts, charge in (("[OX2H1]", -1), ("[NX3;H2;!$(NC=O)]", 1)):
+        for (atom,) in charged.GetSubstructMatches(Chem.MolFromSmarts(smarts)):
+            charged.GetAtomWithIdx(atom).SetFormalCharge(charge)
+    charged.UpdatePropertyCache()
+    charged = Chem.AddHs(charged.GetMol(), addResidueInfo=True)
+    rdDistGeom.EmbedMolecule(charged, randomSeed=5, useRandomCoords=True)
+    lines = [line[:78] for line in Chem.MolToPDBBlock(charged).splitlines() if line.startswith("ATOM")]
+    found = read_pocket(written(tmp_path / "p.pdb", "\n".join(lines)), charged.GetConformer().GetPositions()[:1], cutoff=99.0)
+    assert Chem.GetFormalCharge(found.mol) == 0 and found.mol.GetNumAtoms() == charged.GetNumAtoms()
+    assert sorted(a.GetFormalCharge() for a in found.mol.GetAtoms() if a.GetFormalCharge()) == [-1, -1, 1, 1]
+
+
 def test_waters_ions_and_cofactors_are_left_out_by_rule_and_said(tmp_path):
     water = "\n".join(
         hetatm(name, "HOH", name[0], outside() + shift, 901)

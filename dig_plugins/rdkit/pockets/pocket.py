@@ -80,7 +80,7 @@ def read_pocket(
     Raises
     ------
     IncompatibleError: no such file, several models, alternate locations without ``altloc``, missing hydrogens, no residue near the site.
-    UnsupportedError: an ion or a cofactor at the site of which nothing was said.
+    UnsupportedError: an ion or a cofactor at the site of which nothing was said, a cofactor to keep whose bond orders are not known.
     """
     given = {"waters": waters, "ions": ions, "cofactors": cofactors}
     wrong = {name: rule for name, rule in given.items() if rule not in _RULES}
@@ -136,11 +136,11 @@ def _read(pdb: Path, altloc: str | None) -> Chem.Mol:
     if several and altloc is None:
         raise IncompatibleError(f"{pdb} has alternate locations {', '.join(several)}: say which with altloc=.")
     keep = {" ", altloc}
-    text = "\n".join(line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[16] in keep)
+    text = "\n".join(line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[16:17] in keep)
     with rdBase.BlockLogs():
         mol = Chem.MolFromPDBBlock(text, removeHs=False, sanitize=False)
     if mol is None or not mol.GetNumAtoms():
-        raise IncompatibleError(f"{pdb} cannot be read as a PDB file: it has no atoms.")
+        raise IncompatibleError(f"{pdb} cannot be read as a PDB file with atoms; are the elements in columns 77 and 78?")
     return repair(mol, str(pdb))
 
 
@@ -158,6 +158,9 @@ def _cut(whole: Chem.Mol, chosen: list[tuple[str, list[int]]], centre: np.ndarra
     """The chosen residues as a molecule of their own; hydrogens where bonds were cut."""
     number = {atom: k for k, (_, atoms) in enumerate(chosen) for atom in atoms}
     bare = [a for a in number if whole.GetAtomWithIdx(a).GetTotalNumHs()]
+    strange = sorted({chosen[number[a]][0] for a in bare if kind_of(whole, chosen[number[a]][1]) == COFACTOR})
+    if strange:
+        raise UnsupportedError(f"a PDB file does not say the bond orders of {', '.join(strange)}: leave it out of the pocket.")
     if bare:
         names = sorted({chosen[number[a]][0] for a in bare})
         raise IncompatibleError(

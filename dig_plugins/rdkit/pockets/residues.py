@@ -20,6 +20,7 @@ _ALSO = {
 }  # fmt: skip
 _CAPS = frozenset({"ACE", "NME", "NMA", "NH2", "NHE"})
 _WATERS = frozenset({"HOH", "WAT", "H2O", "DOD", "SOL", "SPC", "TIP", "TIP3", "TP3", "T3P"})
+_ACIDS = frozenset({"OD1", "OD2", "OE1", "OE2", "O", "OXT", "SG"})
 _CHARGES = {3: 1, 11: 1, 19: 1, 37: 1, 55: 1, 47: 1, 9: -1, 17: -1, 35: -1, 53: -1}
 _CHARGES |= dict.fromkeys((12, 20, 25, 26, 27, 28, 29, 30, 38, 48, 56, 80), 2)
 CAP, WATER, ION, COFACTOR = range(len(_AMINO) + 1, len(_AMINO) + 5)
@@ -43,8 +44,9 @@ def kind_of(mol: Chem.Mol, atoms: Sequence[int]) -> int:
 def repair(mol: Chem.Mol, what: str) -> Chem.Mol:
     """``mol``, read without sanitizing, with bond orders and charges that agree with the hydrogens in it; sanitized.
 
-    Histidines that have their hydrogen on ND1 alone; arginines whose charge is written at the other nitrogen; carbonyls of residues with
-    unknown atom names. Raises IncompatibleError where valences cannot be.
+    Histidines that have their hydrogen on ND1 alone; arginines whose charge is written at the other nitrogen; acids and thiols that lack
+    theirs in a residue that has others, whether or not the file writes charges; ions; carbonyls of residues with unknown atom names.
+    Raises IncompatibleError where valences cannot be.
     """
     edit = Chem.RWMol(mol)
     edit.UpdatePropertyCache(strict=False)
@@ -61,9 +63,13 @@ def repair(mol: Chem.Mol, what: str) -> Chem.Mol:
             first, second = (edit.GetAtomWithIdx(names[n]) for n in ("NH1", "NH2"))
             if first.GetFormalCharge() == second.GetFormalCharge() == 1:
                 first.SetFormalCharge(0)
-    for names in residues.values():
-        if len(names) == 1:
-            _ion(edit.GetAtomWithIdx(next(iter(names.values()))))
+    for (*_, name), names in residues.items():
+        atoms = [edit.GetAtomWithIdx(k) for k in names.values()]
+        if len(atoms) == 1:
+            _ion(atoms[0])
+        elif _ALSO.get(name, name) in _AMINO and any(a.GetAtomicNum() == 1 for a in atoms):
+            for acid in _ACIDS & set(names):
+                _deprotonated(edit.GetAtomWithIdx(names[acid]))
     edit.UpdatePropertyCache(strict=False)
     for bond in edit.GetBonds():
         ends = bond.GetBeginAtom(), bond.GetEndAtom()
@@ -91,6 +97,11 @@ def _ion(atom: Chem.Atom) -> None:
         atom.SetFormalCharge(_CHARGES[number])
     if number in _CHARGES:
         atom.SetNoImplicit(True)
+
+
+def _deprotonated(atom: Chem.Atom) -> None:
+    if atom.GetTotalNumHs() == 1 and atom.GetDegree() == 1 and atom.GetFormalCharge() == 0:
+        atom.SetFormalCharge(-1)
 
 
 def _histidine(edit: Chem.RWMol, names: dict[str, int]) -> None:
