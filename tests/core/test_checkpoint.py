@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import dig_plugins
 from dig_core import checkpoint
 from dig_core.coordinates import Adsorbate, Backbone, Cartesian, Crystal, Internal
+from dig_core.coordinates.bound import Bound
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, Lattice, LogSNR, Sigmoid, Torus, ZeroCentroid
 from dig_core.dig import Card, DiG
 from dig_core.errors import CheckpointError, IncompatibleError
@@ -29,6 +30,8 @@ from dig_core.nn import (
     ResidualMLP,
     ScalarMLP,
 )
+from dig_core.nn.conformer import ConformerGraphormer
+from dig_core.nn.pose import PoseGraphormer
 from dig_core.sampling.guidance import Guided
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor, molecule
@@ -218,6 +221,13 @@ def parts() -> list:
         "Euclidean": Euclidean(3), "Torus": Torus(2), "ZeroCentroid": ZeroCentroid(5), "Cartesian": Cartesian(1.5), "Internal": coordinates,
         "ResidualMLP": ResidualMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2, precision="bfloat16"),
         "ScalarMLP": ScalarMLP(sizes, ["torsion"], width=8, blocks=1, harmonics=1, frequencies=2),
+        "Bound": Bound(width=2.5),
+        "PoseGraphormer": PoseGraphormer(
+            width=12, heads=2, layers=1, encoder=1, basis=4, neighbours=5, channels=3, coordinates={"width": 2.0}, seed=2
+        ),
+        "ConformerGraphormer": ConformerGraphormer.of(
+            Internal.from_reference(peroxide()), peroxide(), width=16, heads=2, layers=1, ffn=2, seed=2
+        ),
         "CartesianGraphormer": CartesianGraphormer({**SMALL, "reference": True}, scale=3.0, chiral=False),
         "InternalGraphormer": InternalGraphormer.of(coordinates, **SMALL),
     }  # fmt: skip
