@@ -24,7 +24,17 @@ def to_bytes(tensors: dict[str, Tensor], **about: str) -> bytes:
     """``tensors`` and ``about`` as the content of a safetensors file, with a digest of both."""
     # Copies: safetensors refuses tensors that share memory.
     held = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    return to_safetensors(held, metadata={**about, _DIGEST: _digest(held, about)})
+    return _sorted(to_safetensors(held, metadata={**about, _DIGEST: _digest(held, about)}))
+
+
+def _sorted(content: bytes) -> bytes:
+    """The file with its words in order: safetensors writes them in any, and what is equal is to be the same file."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def from_bytes(content: bytes, name: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
