@@ -33,9 +33,10 @@ class Molecules:
     """:class:`Denoising` of many molecules by one :class:`ConformerGraphormer`, all of the same weight.
 
     ``systems``: coordinates, descriptor and frames of each; frames are drawn by their weights where they have them. A batch mixes
-    molecules of nearly one size and shows half of its frames in a mirror, for nature has no hand: the law of a mirror image is the
-    mirrored law. Padding adds a constant to the loss that no weight depends on. Raises IncompatibleError for no systems and for frames that
-    Denoising refuses.
+    molecules of nearly one size and shows half of its frames in a mirror: the law of a mirror image is the mirrored law. Padding adds a
+    constant to the loss that no parameter changes. ``device``: where the molecules are kept, the model's.
+
+    Raises IncompatibleError for no systems and for frames that Denoising refuses.
     """
 
     systems: Sequence[tuple[Internal, Descriptor, Frames]]
