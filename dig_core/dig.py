@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +19,7 @@ from .coordinates import Coordinates
 from .diffusion.processes import Joint
 from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
+from .parallel import halving, in_order, on_threads
 from .random import Streams
 from .sampling.density import flow_log_prob
 from .sampling.guidance import Guidance, Guided
@@ -100,13 +104,22 @@ class DiG:
         method: str = "ancestral",
         batch: int = 256,
         guidance: Guidance | Sequence[Guidance] = (),
+        executor: Executor | None = None,
     ) -> Samples:
         """``n`` independent structures (B, N, 3) Angstrom; sample i depends on (seed, i) alone.
 
         ``method``: ``"path"`` (ancestral with ``log_q`` for exact weights) or a solver of :mod:`dig_core.sampling.solvers`.
-        ``guidance``: conditions, such as :class:`~dig_core.sampling.guidance.PropertyGuidance`.
+        ``guidance``: conditions, such as :class:`~dig_core.sampling.guidance.PropertyGuidance`. ``executor``: processes, here or on
+        other machines, that draw a batch each; the samples are those of this process, bit by bit on processors of one kind. The model
+        travels as the bytes of its checkpoint. A batch for which memory does not suffice is drawn in halves, with a warning.
+
+        Raises
+        ------
+        IncompatibleError: options that make no sense. UnsupportedError: guidance in an executor. CheckpointError: a model in an executor
+        that cannot be saved.
         """
-        return concatenate(list(self.stream(n, seed=seed, steps=steps, method=method, batch=batch, guidance=guidance)))
+        given: dict[str, Any] = {"seed": seed, "steps": steps, "method": method, "batch": batch, "guidance": guidance}
+        return concatenate(list(self.stream(n, **given, executor=executor)))
 
     def stream(
         self,
@@ -118,6 +131,7 @@ class DiG:
         batch: int = 256,
         guidance: Guidance | Sequence[Guidance] = (),
         start: int = 0,
+        executor: Executor | None = None,
     ) -> Iterator[Samples]:
         """The same in batches, with flat memory."""
         if n < 1 or batch < 1:
@@ -125,14 +139,16 @@ class DiG:
         if method != "path" and method not in SOLVERS:
             raise IncompatibleError(f"method must be 'path' or one of {sorted(SOLVERS)}, got {method!r}.")
         wanted = guidance if isinstance(guidance, Sequence) else (guidance,)
+        if executor is not None and wanted:
+            raise UnsupportedError("conditions stay in this process: draw guided samples without executor=.")
         dig = self.guided(*wanted) if wanted else self
-        for low in range(start, start + n, batch):
-            rng = Streams(seed, range(low, min(low + batch, start + n)))
-            if method == "path":
-                yield dig.proposal(steps=steps).draw(len(rng), rng)
-            else:
-                state = SOLVERS[method](dig.model, dig.descriptor, dig.grid(steps), rng)
-                yield dig.to_samples(state, None, None, rng)
+        grid = dig.grid(steps)
+        batches = (range(low, min(low + batch, start + n)) for low in range(start, start + n, batch))
+        if executor is None:
+            yield from (concatenate(halving(partial(_drawn, dig, method, grid, seed), rows)) for rows in batches)
+        else:
+            task = partial(_drawn_elsewhere, dig, method, grid.tolist(), seed, torch.get_num_threads())
+            yield from (_each(torch.from_numpy, found) for found in in_order(executor, task, batches))
 
     def to_samples(self, state: State, log_q: Tensor | None, kind: str | None, rng: Streams) -> Samples:
         """Structures of ``state``; ``log_q`` in the state's measure is carried to Angstrom. Invalid states get log_q = +inf.
@@ -191,19 +207,42 @@ class DiG:
 
         return load(path)
 
+    def __reduce__(self):
+        """Other processes are sent the content of a checkpoint."""
+        from .checkpoint import dumps, loads
+
+        return loads, (dumps(self),)
+
+    def __deepcopy__(self, memo: dict) -> DiG:
+        return DiG(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
+
+
+def _drawn(dig: DiG, method: str, grid: Tensor, seed: int, rows: range) -> Samples:
+    """Samples ``rows`` of a model."""
+    rng = Streams(seed, rows)
+    if method == "path":
+        return PathProposal(dig, grid=grid).draw(len(rng), rng)
+    return dig.to_samples(SOLVERS[method](dig.model, dig.descriptor, grid, rng), None, None, rng)
+
+
+def _drawn_elsewhere(dig: DiG, method: str, grid: list[float], seed: int, threads: int, rows: range) -> Samples:
+    """In a worker: arrays in place of tensors, which processes would share."""
+    on_threads(threads)
+    draw = partial(_drawn, dig, method, torch.tensor(grid, dtype=torch.float64), seed)
+    return _each(lambda x: x.detach().cpu().numpy(), concatenate(halving(draw, rows)))
+
 
 def concatenate(batches: list[Samples]) -> Samples:
     """Batches of Samples as one."""
-    return Samples(*(_joined(list(parts)) for parts in zip(*batches, strict=True)))
+    return _each(lambda *parts: torch.cat(parts), *batches)
 
 
-def _joined(parts: list) -> Any:
-    """Tensors one after the other, in tuples and mappings too; what is no tensor is the first's."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
+def _each(function: Callable, first: Any, *rest: Any) -> Any:
+    """``function`` of the tensors, or arrays, that stand at the same place in each; what is none of them is the first's."""
+    if isinstance(first, Tensor | np.ndarray):
+        return function(first, *rest)
     if isinstance(first, dict):
-        return {name: _joined([part[name] for part in parts]) for name in first}
-    if isinstance(first, Geometry):
-        return Geometry(*(_joined(list(fields)) for fields in zip(*parts, strict=True)))
+        return {name: _each(function, x, *(part[name] for part in rest)) for name, x in first.items()}
+    if isinstance(first, tuple):
+        return type(first)(*(_each(function, *parts) for parts in zip(first, *rest, strict=True)))
     return first

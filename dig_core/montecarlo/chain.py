@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +15,12 @@ from torch import Tensor
 
 from ..energy import Energy
 from ..errors import IncompatibleError, StateError
+from ..parallel import halving, in_order, on_threads
 from ..random import Streams, as_seed
 from ..types import Geometry
 from .proposals import Proposal
 
-__all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "Statistics", "independence_metropolis", "isir"]
+__all__ = ["SCHEMES", "Candidates", "MonteCarlo", "Pool", "Reason", "Records", "Statistics", "independence_metropolis", "isir", "weighed"]
 
 _FREE = frozenset({"translation"})  # what a proposal forgets that does not say
 _REFRESH = 2**62  # streams from here on redraw paths of current states; proposals use the indices below
@@ -151,7 +154,8 @@ class Pool:
         while n > 0:
             number, offset = divmod(self.next, self.batch)
             if self._held is None or number != self._number:
-                self._held, self._number = self._fill(number), number
+                rows = range(number * self.batch, (number + 1) * self.batch)
+                self._held, self._number = _candidates(self.proposal, self.energy, self.seed, rows), number
             part = Candidates(*(field[offset : offset + n] for field in self._held))
             parts.append(part)
             self.next += len(part.u)
@@ -162,19 +166,49 @@ class Pool:
         """Draw the batch in hand anew when next asked: the energy is another one now."""
         self._held, self._number = None, -1
 
-    def _fill(self, number: int) -> Candidates:
-        rng = Streams(self.seed, range(number * self.batch, (number + 1) * self.batch))
-        samples = self.proposal.draw(self.batch, rng)
-        with torch.no_grad():
-            u = reduced_energy(self.energy, samples.geometry)
-        energies, log_q = u.numpy(), samples.known_log_q().numpy()
-        reason = np.full(self.batch, Reason.NONE, dtype=np.uint8)
-        reason[~np.isfinite(log_q)] = Reason.DENSITY
-        reason[~np.isfinite(energies)] = Reason.ENERGY
-        reason[~samples.valid.numpy()] = Reason.INVALID
-        positions, cell = samples.geometry
-        cells = np.zeros((self.batch, 3, 3)) if cell is None else cell.numpy()
-        return Candidates(positions.numpy(), energies, log_q, reason, cells)
+
+def weighed(
+    proposal: Proposal, energy: Energy, n: int, *, seed: int, batch: int = 256, executor: Executor | None = None
+) -> Iterator[Candidates]:
+    """The first ``n`` candidates of a :class:`Pool`, a batch at a time, with flat memory.
+
+    ``executor``: processes that each draw, weigh and evaluate a batch; the numbers are those of this process, bit by bit on processors of
+    one kind. The proposal's model travels as the bytes of its checkpoint, the energy as executors send objects.
+    """
+    if n < 1 or batch < 1:
+        raise IncompatibleError(f"expected at least 1 proposal, in batches of at least 1, got n = {n} and batch = {batch}.")
+    seed, batches = as_seed(seed), (range(low, low + batch) for low in range(0, n, batch))
+    if executor is None:
+        made: Iterator[Candidates] = (_candidates(proposal, energy, seed, rows) for rows in batches)
+    else:
+        made = in_order(executor, partial(_elsewhere, proposal, energy, seed, torch.get_num_threads()), batches)
+    for low, found in zip(range(0, n, batch), made, strict=True):
+        yield Candidates(*(field[: n - low] for field in found))
+
+
+def _elsewhere(proposal: Proposal, energy: Energy, seed: int, threads: int, rows: range) -> Candidates:
+    on_threads(threads)
+    return _candidates(proposal, energy, seed, rows)
+
+
+def _candidates(proposal: Proposal, energy: Energy, seed: int, rows: range) -> Candidates:
+    """Samples ``rows`` of ``seed``, weighed; in halves where memory does not suffice."""
+    parts = halving(partial(_together, proposal, energy, seed), rows)
+    return Candidates(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+def _together(proposal: Proposal, energy: Energy, seed: int, rows: range) -> Candidates:
+    samples = proposal.draw(len(rows), Streams(seed, rows))
+    with torch.no_grad():
+        u = reduced_energy(energy, samples.geometry)
+    energies, log_q = u.numpy(), samples.known_log_q().numpy()
+    reason = np.full(len(rows), Reason.NONE, dtype=np.uint8)
+    reason[~np.isfinite(log_q)] = Reason.DENSITY
+    reason[~np.isfinite(energies)] = Reason.ENERGY
+    reason[~samples.valid.numpy()] = Reason.INVALID
+    positions, cell = samples.geometry
+    cells = np.zeros((len(rows), 3, 3)) if cell is None else cell.numpy()
+    return Candidates(positions.numpy(), energies, log_q, reason, cells)
 
 
 class MonteCarlo:

@@ -71,6 +71,10 @@ class PathProposal:
         if self.paths < 1:
             raise IncompatibleError(f"paths must be at least 1, got {self.paths}.")
 
+    def __reduce__(self):
+        """Other processes are sent plain numbers beside the model."""
+        return _path_proposal, (self.dig, self.grid.tolist(), self.paths)
+
     @property
     def gauge(self) -> frozenset[str]:
         """What the coordinates forget of a structure."""
@@ -152,3 +156,7 @@ class PathProposal:
     def _kernel(self, state: State, t: Tensor, s: Tensor, moments: Moments) -> JointKernel:
         process = self.dig.process
         return process.reverse(state, t, s, score_of(process, moments.noise, t), moments.spread)
+
+
+def _path_proposal(dig: DiG, grid: list[float], paths: int) -> PathProposal:
+    return PathProposal(dig, grid=torch.tensor(grid, dtype=torch.float64), paths=paths)

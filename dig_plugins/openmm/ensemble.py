@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance, normalised_weights
-from dig_core.montecarlo.chain import Pool
+from dig_core.montecarlo.chain import weighed
 from dig_core.random import as_seed
 
 from .. import models
@@ -88,10 +89,12 @@ def sample(
     steps: int | None = None,
     batch: int = 1024,
     progress: bool | None = None,
+    executor: Executor | None = None,
 ) -> Ensemble:
     """``n`` independent structures with their exact weights.
 
-    ``model``: a shipped name (its system comes with it) or a DiG together with the ``simulation`` of its molecule.
+    ``model``: a shipped name (its system comes with it) or a DiG together with the ``simulation`` of its molecule. ``executor``: processes
+    that draw and evaluate a batch each; the same seed gives the same ensemble.
     """
     dig = models.load(model) if isinstance(model, str) else model
     if simulation is not None:
@@ -107,8 +110,8 @@ def sample(
     if dig.card.temperature is None:
         raise IncompatibleError(f"the model {dig.card.name!r} has no temperature in its card: its weights are undefined.")
     seed = as_seed(seed)
-    pool = Pool(dig.proposal(steps=steps), OpenMMEnergy(system, dig.card.temperature), seed=seed, batch=batch)
-    bar = tqdm(range(0, n, batch), desc="samples", disable=None if progress is None else not progress)
-    parts = [pool.take(min(batch, n - low)) for low in bar]
+    energy = OpenMMEnergy(system, dig.card.temperature)
+    made = weighed(dig.proposal(steps=steps), energy, n, seed=seed, batch=batch, executor=executor)
+    parts = list(tqdm(made, total=-(-n // batch), desc="samples", disable=None if progress is None else not progress))
     log_weights, u, positions = (np.concatenate([getattr(p, f) for p in parts]) for f in ("log_weight", "u", "positions"))
     return Ensemble(topology, positions / 10, log_weights, u, seed)
