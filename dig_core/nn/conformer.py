@@ -18,7 +18,7 @@ from ..system.descriptor import Descriptor, molecule
 from ..types import State, Tangent
 from .embed import seeded
 from .graphormer import Graphormer
-from .rows import FEATURES, NODE_SIZES, PAIR_SIZES, STRAIGHT, Rows, rows_of
+from .rows import FEATURES, NODE_SIZES, PAIR_SIZES, ROTOR, STRAIGHT, Rows, rows_of
 
 __all__ = ["ConformerGraphormer", "given_molecule", "molecule_of"]
 
@@ -76,8 +76,10 @@ class ConformerGraphormer(nn.Module):
         return Rows(**{name: getattr(self, f"_{name}") for name in Rows._fields})
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
-        """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,). The molecule is
-        the one bound to, the descriptor is not read."""
+        """(noise departure, log-variance departure), each (B, n) a component; ``t`` (B,) or (1,).
+
+        The molecule is the one that this network is bound to; of the descriptor nothing is read.
+        """
         rows, weight = self.rows, self.leave.weight
         shape, torsion = state["shape"].to(weight), state["torsion"].to(weight)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (shape.requires_grad or torsion.requires_grad)):
@@ -95,23 +97,22 @@ class ConformerGraphormer(nn.Module):
 
 def _values(rows: Rows, shape: Tensor, torsion: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, FEATURES) of what places each row, and (B, N, 3) bond, angle and raw torsion, or components where the row is straight."""
-    zero = torch.zeros_like(shape[:, :1])
     raw = rows.centre.to(shape) + shape * rows.width.to(shape)
-    slots = rows.slots.expand(len(shape), -1, -1)
-    # Of every slot: how far it is from rest, and its value; a torsion is its own value.
-    scaled = _slotted(torch.cat([shape, torch.zeros_like(torsion), zero], 1), slots)
-    placing = _slotted(torch.cat([raw, torsion, zero], 1), slots)
-    centre, width = (
-        _slotted(torch.cat([x.to(shape).expand_as(shape), torch.zeros_like(torsion), zero], 1), slots) for x in (rows.centre, rows.width)
-    )
+
+    def read(slots: Tensor, of_shape: Tensor, of_torsion: Tensor) -> Tensor:
+        """(B, N, S), slots of nothing read 0."""
+        columns = torch.cat([of_shape.to(shape).expand_as(shape), of_torsion, torch.zeros_like(shape[:, :1])], 1)
+        return columns.gather(1, slots.expand(len(shape), -1, -1).flatten(1)).unflatten(1, slots.shape[1:])
+
+    silent = torch.zeros_like(torsion)
+    scaled, centre, width = (read(rows.slots, x, silent) for x in (shape, rows.centre, rows.width))
+    placing, mates = (read(slots, raw, torsion) for slots in (rows.slots, rows.mates))
     bent = (rows.kind != STRAIGHT).to(shape)[..., None]
     turn = placing[..., 2:] * torch.arange(1, 4, device=shape.device)
     third = torch.cat([turn.sin(), turn.cos(), centre[..., 2:].sin(), centre[..., 2:].cos()], -1) * bent
     values = torch.cat([scaled, third, centre[..., :2], width], -1)
     # An end group's angle is three times its mean one: back to that of its first atom.
-    mates = _slotted(torch.cat([raw, torsion, zero], 1), rows.mates.expand(len(shape), -1, -1)).sum(-1)
-    rotor = (rows.mates[..., 0] < rows.mates.new_tensor(raw.shape[1] + torsion.shape[1])).expand(len(shape), -1)
-    angle = torch.where(rotor, (placing[..., 2] - mates) / 3, placing[..., 2])
+    angle = torch.where(rows.kind == ROTOR, (placing[..., 2] - mates.sum(-1)) / 3, placing[..., 2])
     return values, torch.cat([placing[..., :2], angle[..., None]], -1)
 
 
@@ -131,11 +132,6 @@ def _positions(rows: Rows, placing: Tensor) -> Tensor:
         axes = torch.stack(frame(m, k, j), -1)
         points[:, row] = j + (axes @ local[:, row, :, None])[..., 0]
     return points[:, :n]
-
-
-def _slotted(columns: Tensor, slots: Tensor) -> Tensor:
-    """(B, N, S) of (B, D + 1), the last column being what slots of nothing read."""
-    return columns.gather(1, slots.flatten(1)).view(slots.shape)
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:

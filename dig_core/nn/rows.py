@@ -13,7 +13,7 @@ from ..coordinates.internal import Internal
 from ..system.descriptor import Descriptor
 from ..system.graph import neighbours
 
-__all__ = ["FEATURES", "NODE_SIZES", "PAIR_SIZES", "STRAIGHT", "Rows", "rows_of", "stacked"]
+__all__ = ["FEATURES", "NODE_SIZES", "PAIR_SIZES", "ROTOR", "STRAIGHT", "Rows", "rows_of", "stacked"]
 
 FIRST, NARROW, FREE, ROTOR, STRAIGHT = range(5)
 """The third number of a row: none, a torsion that bends, one that turns, that of an end group; or the row is behind a straight angle."""
@@ -97,10 +97,9 @@ def stacked(molecules: Sequence[tuple[Internal, Descriptor]]) -> Rows:
 
 def _padded(x: Tensor, size: int) -> Tensor:
     """``size`` rows; what is an index is -1 in the new ones, what is a number or a category is 0."""
-    fill = -1 if x.dtype == torch.int32 else 0
-    return torch.cat([x, x.new_full((size - len(x), *x.shape[1:]), fill)]).long() if not x.is_floating_point() else torch.cat(
-        [x, x.new_zeros(size - len(x), *x.shape[1:])]
-    )  # fmt: skip
+    more = x.new_full((size - len(x), *x.shape[1:]), -1 if x.dtype == torch.int32 else 0)
+    longer = torch.cat([x, more])
+    return longer if x.is_floating_point() else longer.long()
 
 
 def _one(coordinates: Internal, descriptor: Descriptor) -> Rows:
