@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ENCODER = {"width": 128, "layers": 5, "heads": 8, "basis": 32}
 ASIDE = 16
 """Molecules of the file that only watch the training."""
+DATA = "conformer benchmark (Folmsbee and Hutchison, MIT), ligands of crystal structures (qca-dataset-submission, CC-BY-4.0), MMFF94s frames"
 CARD = Card(
     name="conformers", system="any drug-like molecule of up to 64 atoms, free, from its graph and stereochemistry",
     energy="MMFF94s (RDKit)", steps=16, licence="MIT",
@@ -73,7 +74,7 @@ def train(
         return None
     about = {"recipe": "python -m dig_plugins.rdkit.recipes.conformers", "seed": seed, "molecules": len(systems) - ASIDE}
     history = [*before, {**about, "steps": steps, "batch": batch, "rate": rate}, *found.history]
-    scope = {"molecules": len(systems) - ASIDE, "atoms": f"up to {max(d.n_atoms for _, d, _ in systems)}"}
+    scope = {"molecules": len(systems) - ASIDE, "atoms": f"up to {max(d.n_atoms for _, d, _ in systems)}", "data": DATA}
     card = dataclasses.replace(CARD, history=history, scope=scope)
     return DiG(model.cpu().eval().requires_grad_(False), coordinates, descriptor, card)
 
