@@ -124,22 +124,17 @@ def coverage(references: list[Reference], theirs: list[dict], mine: list[dict], 
         table, curves[name] = covered(references, conformers, sizes)
         rows += [[name, *row] for row in table]
     figures = []
-    for kind in ("", f", distinct of {DRAWN}"):
+    for kind, n in (("", most), (f", distinct of {DRAWN}", min(sizes))):
         us, them = curves["model + MMFF" + kind], curves[PEER + kind]
-        gap = us[:, most - 1] - them[:, most - 1]
-        error = float(gap.std(ddof=1) / len(gap) ** 0.5)
-        figures.append(
+        gap, wanted = us[:, n - 1] - them[:, n - 1], float(them[:, n - 1].mean())
+        note = f"the difference is {gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f}"
+        compared = f"{PEER}{kind} {wanted:.3f}"
+        figures += [
+            Figure(f"coverage by {n} conformers{kind}", float(us[:, n - 1].mean()), floor=wanted, compared=compared, note=note),
             Figure(
-                f"coverage by {most} conformers{kind}", float(us[:, most - 1].mean()), floor=float(them[:, most - 1].mean()),
-                compared=f"{PEER}{kind} {them[:, most - 1].mean():.3f}", note=f"the difference is {gap.mean():+.3f} ± {error:.3f}",
-            )
-        )  # fmt: skip
-        figures.append(
-            Figure(
-                f"conformers for the coverage that {PEER} has with {most}{kind}", needed(us, float(them[:, most - 1].mean())),
-                floor=float(most), aim=0.9 * most, higher=False,
-            )
-        )  # fmt: skip
+                f"conformers for the coverage that {n} of {PEER} have{kind}", needed(us, wanted), floor=float(n), aim=0.9 * n, higher=False
+            ),
+        ]
     title = f"{len(references)} molecules never trained on: DFT conformers below {WINDOW:g} kcal/mol found within {NEAR:g} Angstrom"
     header = ["", "at most", "conformers", "coverage", "its error", "precision", "mean distance to the closest, Angstrom"]
     return figures, Table(title, header, rows)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 ENCODER = {"width": 128, "layers": 5, "heads": 8, "basis": 32}
 ASIDE = 16
 """Molecules of the file that only watch the training."""
-DATA = "conformer benchmark (Folmsbee and Hutchison, MIT), ligands of crystal structures (qca-dataset-submission, CC-BY-4.0), MMFF94s frames"
+DATA = "conformer benchmark (Folmsbee and Hutchison, MIT), crystal ligands (qca-dataset-submission, CC-BY-4.0), MMFF94s frames"
 CARD = Card(
     name="conformers", system="any drug-like molecule of up to 64 atoms, free, from its graph and stereochemistry",
     energy="MMFF94s (RDKit)", steps=16, licence="MIT",
