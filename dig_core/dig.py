@@ -157,6 +157,7 @@ class DiG:
         """
         valid = self.coordinates.valid(state, self.descriptor)
         geometry = self.coordinates.pose(self.coordinates.decode(state, self.descriptor), rng)
+        valid = valid & torch.isfinite(geometry.positions).flatten(1).all(1).to(valid.device)  # of a network that makes NaN
         if log_q is not None:
             log_q = log_q - self.coordinates.log_volume(state, self.descriptor)
             log_q = torch.where(valid, log_q, torch.full_like(log_q, math.inf))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from .errors import CheckpointError
 
-__all__ = ["finished", "owned", "understood", "write_atomically"]
+__all__ = ["finished", "owned", "read_arrays", "read_json", "understood", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,7 +46,7 @@ def owned(directory: str | Path | None, parts: Iterable[bytes], what: str) -> Pa
         return None
     out, mark = Path(directory), hashlib.sha256(b"".join(parts)).hexdigest()
     place = out / "system.sha256"
-    if place.exists() and place.read_text(encoding="utf-8") != mark:
+    if place.exists() and place.read_bytes() != mark.encode():
         raise CheckpointError(f"{out} holds the training of another {what}: choose another directory.")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(place, mark.encode())
@@ -49,9 +54,27 @@ def owned(directory: str | Path | None, parts: Iterable[bytes], what: str) -> Pa
 
 
 @contextmanager
-def understood(path: Path, verdict: str, advice: str) -> Iterator[None]:
-    """Reading ``path``: whatever content of another kind, or damaged, makes of it is a CheckpointError that says so."""
+def understood(path: str | Path, verdict: str, advice: str) -> Iterator[None]:
+    """Reading ``path``: whatever content that is damaged, or of another kind, leads to is a CheckpointError that says what to do."""
     try:
         yield
-    except (ArithmeticError, AttributeError, CheckpointError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:
         raise CheckpointError(f"{path} {verdict} ({type(error).__name__}: {error}): {advice}.") from error
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises CheckpointError for anything else."""
+    with understood(path, "cannot be read", "it is damaged or was edited, get it again or delete it"):
+        held = json.loads(path.read_bytes())
+        if not isinstance(held, dict):
+            raise ValueError(f"expected an object, got a {type(held).__name__}")
+        return held
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a ``.npz`` file, each checked against its checksum before it is looked at. Raises CheckpointError if one is damaged."""
+    with understood(path, "cannot be read", "it is damaged, get it again or delete it"), zipfile.ZipFile(path) as archive:
+        content = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+        return {name: np.lib.format.read_array(stream, allow_pickle=False) for name, stream in content.items()}

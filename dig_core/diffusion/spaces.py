@@ -181,6 +181,7 @@ def wrap(angle: Tensor) -> Tensor:
 
 def _turns(variance: Tensor) -> Tensor:
     """Whole turns that matter (relative error below 1e-12) for the widest law in the batch."""
-    widest = float(variance.max().sqrt()) if variance.numel() else 0.0
+    known = variance[torch.isfinite(variance)]  # a row that a network spoils leaves the others alone
+    widest = float(known.max().sqrt()) if known.numel() else 0.0
     reach = max(1, math.ceil(7.5 * widest / TWO_PI + 0.5))
     return TWO_PI * torch.arange(-reach, reach + 1, dtype=variance.dtype, device=variance.device)

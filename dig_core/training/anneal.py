@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-from safetensors.torch import save as to_bytes
+from torch import Tensor
 
-from ..files import write_atomically
+from ..files import understood
+from ..tensors import read_tensors, write_tensors
 from ..types import Geometry
 from .basins import lost, relax
 from .draws import Draws, draw, target_law
@@ -192,14 +192,16 @@ class _Ladder:
                 parts = value.items() if isinstance(value, dict) else [("", value)]
                 tensors |= {f"draws.{number}.{field_name}.{name}": x for name, x in parts}
         about = json.dumps({"beta": self.beta, "evaluations": self.evaluations, "history": self.history, "top": self.top})
-        write_atomically(path, to_bytes({k: v.contiguous().clone() for k, v in tensors.items()}, metadata={"anneal": about}))
+        write_tensors(path, tensors, anneal=about)
 
     def resume(self, path: Path) -> None:
         if not path.exists():
             return
-        with safe_open(path, "pt") as stream:
-            about = json.loads(stream.metadata()["anneal"])
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+        with understood(path, "is not of this run", "delete it to start anew"):
+            self._take(*read_tensors(path))
+
+    def _take(self, tensors: dict[str, Tensor], words: dict[str, str]) -> None:
+        about = json.loads(words["anneal"])
         self.beta, self.evaluations, self.history, self.top = (about[k] for k in ("beta", "evaluations", "history", "top"))
         self.dig.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})  # type: ignore[attr-defined]
         found: dict[str, dict] = {}

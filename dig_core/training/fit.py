@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from ..energy import Energy
-from ..errors import CheckpointError, IncompatibleError
-from ..files import write_atomically
+from ..errors import IncompatibleError
+from ..files import read_json, understood, write_atomically
 from .frames import read_frames, with_forces, write_frames
 from .losses import Frames
 
@@ -172,9 +172,8 @@ def _write(place: Path, stem: str, progress: Progress) -> None:
 
 
 def _read(place: Path, stem: str, dig: DiG) -> Progress:
-    try:
-        about = json.loads((place / f"{stem}.json").read_text(encoding="utf-8"))
+    with understood(f"stage {stem} in {place}", "cannot be read", f"delete {stem}.* to run it again"):
+        about = read_json(place / f"{stem}.json")
         held = {kind: read_frames(path) if (path := place / f"{stem}.{kind}").exists() else None for kind in ("frames", "validation")}
-        return Progress(dig.load(place / f"{stem}.safetensors"), held["frames"], held["validation"], about["evaluations"], about["history"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"stage {stem} in {place} cannot be read ({error}): delete {stem}.* to run it again.") from error
+        loaded, history = dig.load(place / f"{stem}.safetensors"), [dict(row) for row in about["history"]]
+        return Progress(loaded, held["frames"], held["validation"], int(about["evaluations"]), history)

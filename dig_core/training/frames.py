@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..coordinates import Coordinates
 from ..diffusion.processes import Joint
 from ..energy import Energy
 from ..errors import IncompatibleError
-from ..files import write_atomically
+from ..files import understood
 from ..system.descriptor import Descriptor
+from ..tensors import read_tensors, write_tensors
 from ..types import Geometry, State, Tangent
 from .losses import Frames
 
@@ -82,15 +81,17 @@ def write_frames(path: Path, frames: Frames) -> None:
     tensors |= {f"force.{name}": x for name, x in (frames.force or {}).items()}
     if frames.weight is not None:
         tensors["weight."] = frames.weight
-    write_atomically(path, to_bytes({name: x.contiguous().clone() for name, x in tensors.items()}))
+    write_tensors(path, tensors)
 
 
 def read_frames(path: Path) -> Frames:
-    """What :func:`write_frames` wrote."""
-    with safe_open(path, "pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-    state, force = ({key[6:]: x for key, x in tensors.items() if key.startswith(kind)} for kind in ("state.", "force."))
-    return Frames(state, force or None, tensors.get("weight."))
+    """What :func:`write_frames` wrote. Raises CheckpointError for other and for damaged files."""
+    with understood(path, "holds no frames", "delete it to have them made again"):
+        tensors, _ = read_tensors(path)
+        state, force = ({key[6:]: x for key, x in tensors.items() if key.startswith(kind)} for kind in ("state.", "force."))
+        if not state or len({len(x) for x in tensors.values()}) > 1 or any(f.shape != state[name].shape for name, f in force.items()):
+            raise ValueError("expected one row a frame in all tensors")
+        return Frames(state, force or None, tensors.get("weight."))
 
 
 def _force(

@@ -197,12 +197,14 @@ class _Trainer:
             self.model.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
         self.average = {k: tensors[f"average.{k}"].to(v.device) for k, v in self.model.state_dict().items()}
         state: dict[int, dict] = {}
-        parameters = list(self.model.parameters())
         for key in (k for k in tensors if k.startswith("optimiser.")):
             _, number, name = key.split(".")
-            if tensors[key].dim() and tensors[key].shape != parameters[int(number)].shape:
-                raise ValueError(f"{key} is of another shape than its parameter")
             state.setdefault(int(number), {})[name] = tensors[key]
+        shapes = [parameter.shape for parameter in self.model.parameters()]
+        for number, held in state.items():
+            wanted = {"step": torch.Size(), "exp_avg": shapes[number], "exp_avg_sq": shapes[number]}
+            if {name: x.shape for name, x in held.items()} != wanted:
+                raise ValueError(f"expected averages of parameter {number} of shape {tuple(shapes[number])}")
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.order.set_state(tensors["order"])
         self.noise.set_state(tensors["noise"])

@@ -149,8 +149,8 @@ def _taken(noised: Noised, own: slice) -> Noised:
 
 def _rows(descriptor: Descriptor, own: slice) -> Descriptor:
     """Of the rows that a process takes, where elements or conditions differ from row to row."""
-    batched = {name: x[own] for name, x in (("numbers", descriptor.numbers), ("conditions", descriptor.conditions)) if x.dim() == 2}
-    return replace(descriptor, **batched) if batched else descriptor
+    numbers, conditions = (x[own] if x.dim() == 2 else x for x in (descriptor.numbers, descriptor.conditions))
+    return replace(descriptor, numbers=numbers, conditions=conditions)
 
 
 @dataclass(frozen=True)

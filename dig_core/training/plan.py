@@ -13,7 +13,7 @@ import torch
 
 from ..energy import Energy
 from ..errors import CheckpointError, IncompatibleError
-from ..files import write_atomically
+from ..files import read_json, understood, write_atomically
 from .draws import draw, target_law
 from .loop import LoopConfig, optimise
 from .losses import Denoising, Frames
@@ -45,13 +45,12 @@ class Plan:
         if not path.exists():
             write_atomically(path, json.dumps(fresh).encode())
             return cls(path, fresh)
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): delete the directory to start anew.") from error
-        if held["numbers"] != numbers or held["temperature"] != temperature:
+        held = read_json(path)
+        if held.get("numbers") != numbers or held.get("temperature") != temperature:
             raise CheckpointError(f"{out} holds the training of another molecule or temperature: choose another directory.")
-        return cls(path, held)
+        with understood(path, "cannot be read", "delete the directory to start anew"):
+            _check(held)
+            return cls(path, held)
 
     def sizes(self, dig: DiG, energy: Energy, seconds: float) -> dict:
         """Of the population, from measured times."""
@@ -83,6 +82,22 @@ class Plan:
         self.held[key] = value
         if self.path is not None:
             write_atomically(self.path, json.dumps(self.held, indent=1).encode())
+
+
+def _check(held: dict) -> None:
+    """Raise whatever what is missing, or is no number, raises."""
+    float(held.get("seconds", 0.0))
+    if "sizes" in held:
+        sizes = held["sizes"]
+        numbers = [sizes["population"]["walkers"], sizes["step"], sizes["draw"], sizes["energy"]]
+        if not all(float(number) > 0 for number in numbers):
+            raise ValueError(f"expected positive sizes, got {numbers}")
+    if "rest" in held:
+        rest = held["rest"]
+        parts = [rest["denoise"], *(steps for _, steps in rest["reweight"])]
+        counts = [rest["least"], *(draws for draws, _ in rest["reweight"]), *(part[key] for part in parts for key in ("steps", "every"))]
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            raise ValueError(f"expected positive counts, got {counts}")
 
 
 def seconds_of(budget: str | float) -> float:

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..energy import Energy
 from ..errors import IncompatibleError, StateError
-from ..files import write_atomically
+from ..files import understood
 from ..montecarlo.analysis import effective_sample_size
 from ..random import Streams
+from ..tensors import read_tensors, write_tensors
 from ..types import State, Tangent
 from .basins import langevin_step
 from .draws import prior_law, resampled, softened, target_law
@@ -205,15 +204,14 @@ class _Walkers(NamedTuple):
         tensors = {f"state.{k}": x for k, x in self.state.items()} | {f"force.{k}": x for k, x in self.force.items()}
         tensors |= {"log_target": self.log_target, "family": self.family}
         about = json.dumps({k: getattr(self, k) for k in ("beta", "top", "size", "evaluations", "history")})
-        write_atomically(path, to_bytes({k: x.contiguous().clone() for k, x in tensors.items()}, metadata={"walkers": about}))
+        write_tensors(path, tensors, walkers=about)
 
     @classmethod
     def read(cls, path: Path) -> _Walkers:
-        with safe_open(path, "pt") as stream:
-            about = json.loads(stream.metadata()["walkers"])
-            held = {key: stream.get_tensor(key) for key in stream.keys()}
-        state, force = ({k[6:]: x for k, x in held.items() if k.startswith(kind)} for kind in ("state.", "force."))
-        return cls(state, held["log_target"], force, held["family"], **about)
+        with understood(path, "is not of this run", "delete it to start anew"):
+            held, about = read_tensors(path)
+            state, force = ({k[6:]: x for k, x in held.items() if k.startswith(kind)} for kind in ("state.", "force."))
+            return cls(state, held["log_target"], force, held["family"], **json.loads(about["walkers"]))
 
 
 def spread_out(dig: DiG, energy: Energy, frames: Frames, wanted: int, seed: int, *, stride: int = 20) -> tuple[Frames, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dig_core.errors import IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.files import read_arrays, read_json, understood, write_atomically
 from dig_core.montecarlo.analysis import normalised_weights
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import residues
@@ -127,25 +127,25 @@ class BackboneEnsemble:
 
     @classmethod
     def read(cls, path: str | Path) -> BackboneEnsemble:
-        """What :meth:`write` wrote; the descriptor has no reference and no embeddings. Raises IncompatibleError for other files."""
+        """What :meth:`write` wrote; the descriptor has no reference and no embeddings. Raises IncompatibleError where files are
+        missing, CheckpointError for others and for damaged ones."""
         from .convert import read_frames
 
         trajectory, numbers, record = _files(path)
         missing = [x.name for x in (trajectory, numbers, record) if not x.is_file()]
         if missing:
             raise IncompatibleError(f"{trajectory.parent} has no {', '.join(missing)}: read what BackboneEnsemble.write made.")
-        held = json.loads(record.read_text(encoding="utf-8"))
-        descriptor = protein_of(held)
+        held, columns, head = read_json(record), read_arrays(numbers), "property "
+        with understood(record, "is no record of backbones", "read what BackboneEnsemble.write made"):
+            descriptor, counts = protein_of(held), Counts(*(int(held[name]) for name in Counts._fields))
         frames = read_frames(trajectory, descriptor.n_atoms, np.arange(descriptor.n_atoms), 1)
-        with np.load(numbers) as given:
-            columns = dict(given)
-        head = "property "
-        return cls(
-            Geometry(torch.from_numpy(frames.positions)), descriptor, columns["index"], columns["valid"],
-            Counts(*(held[name] for name in Counts._fields)), int(columns["seed"]), columns.get("log_weight"),
-            {name.removeprefix(head): x for name, x in columns.items() if name.startswith(head)},
-            {name: held[name] for name in _MADE if name in held},
-        )  # fmt: skip
+        with understood(numbers, "does not belong to the trajectory", "read what BackboneEnsemble.write made"):
+            return cls(
+                Geometry(torch.from_numpy(frames.positions)), descriptor, columns["index"], columns["valid"],
+                counts, int(columns["seed"]), columns.get("log_weight"),
+                {name.removeprefix(head): x for name, x in columns.items() if name.startswith(head)},
+                {name: held[name] for name in _MADE if name in held},
+            )  # fmt: skip
 
 
 _MADE = ("model", "model_sha256", "temperature_K", "method", "steps", "guidance", "conditions")

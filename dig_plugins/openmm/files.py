@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import openmm as mm
 from openmm import app, unit
 
 from dig_core.errors import IncompatibleError
-from dig_core.files import finished, write_atomically
+from dig_core.files import finished, read_arrays, write_atomically
 
 __all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_frames"]
 
@@ -105,9 +104,8 @@ def writable(path: str | Path) -> Path:
 
 def _positions(path: Path) -> np.ndarray:
     try:
-        with np.load(path) as held:
-            return np.asarray(held["positions"], dtype=np.float64)
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return np.asarray(read_arrays(path)["positions"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
         raise IncompatibleError(f"{path} holds no array named positions (F, N, 3) in nm: {error}.") from error
 
 

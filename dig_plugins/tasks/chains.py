@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import finished, write_atomically
+from dig_core.files import finished, read_arrays, read_json, understood, write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size
 from dig_core.montecarlo.chain import Reason
 from dig_core.random import as_seed
@@ -96,7 +96,7 @@ def _claimed(directory: Path, about: dict) -> Iterator[None]:
     """The directory is that of this chain, and of this process while it works; CheckpointError, saying what differs, if it is another's."""
     place = directory / "settings.json"
     if place.is_file():
-        held = json.loads(place.read_text(encoding="utf-8"))
+        held = read_json(place)
         odd = [f"{key} {held.get(key)}, not {value}" for key, value in about.items() if held.get(key) != value]
         if odd:
             said = "; ".join(odd)
@@ -150,11 +150,10 @@ def _state(directory: Path) -> dict | None:
     place = directory / "state.npz"
     if not place.is_file():
         return None
-    try:
-        with np.load(place) as held:
-            return dict(held)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{place} cannot be read ({error}): begin in another directory.") from error
+    state = read_arrays(place)
+    with understood(place, "is not the state of a chain", "begin in another directory"):
+        int(state["seed"]), int(state["segments"]), str(state["platform"])
+    return state
 
 
 def _restore(chain, state: dict) -> None:
@@ -162,9 +161,10 @@ def _restore(chain, state: dict) -> None:
 
     head = "chain_"
     held = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
-    statistics = json.loads(str(state["statistics"]))
     try:
-        chain.load_state_dict({"chain": held, "statistics": statistics, "context": state["context"].tobytes()})
+        with understood("the chain's state", "cannot be read", "begin in another directory"):
+            statistics, context = json.loads(str(state["statistics"])), state["context"].tobytes()
+        chain.load_state_dict({"chain": held, "statistics": statistics, "context": context})
     except openmm.OpenMMException as error:
         raise CheckpointError(f"the simulation cannot go on here ({error}): use the machine and the OpenMM that began it.") from error
 
@@ -178,8 +178,7 @@ def _save(place: Path, **arrays: Any) -> None:
 def _segments(directory: Path) -> Iterator[dict[str, np.ndarray]]:
     count = int(_state(directory)["segments"])  # type: ignore[index]
     for number in range(count):
-        with np.load(directory / "segments" / f"{number:06d}.npz") as held:
-            yield dict(held)
+        yield read_arrays(directory / "segments" / f"{number:06d}.npz")
 
 
 def _finish(chain, directory: Path, model: str | Path, about: dict) -> Run:
