@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointError
+from .errors import CheckpointError, IncompatibleError, StateError, UnsupportedError
 
 __all__ = ["finished", "owned", "read_arrays", "read_json", "understood", "write_atomically"]
 
@@ -55,10 +55,13 @@ def owned(directory: str | Path | None, parts: Iterable[bytes], what: str) -> Pa
 
 @contextmanager
 def understood(path: str | Path, verdict: str, advice: str) -> Iterator[None]:
-    """Reading ``path``: whatever content that is damaged, or of another kind, leads to is a CheckpointError that says what to do."""
+    """Reading ``path``: whatever content that is damaged, or of another kind, leads to is a CheckpointError that says what to do.
+
+    Other errors of ours, and those of the disk, speak for themselves.
+    """
     try:
         yield
-    except OSError:
+    except (IncompatibleError, OSError, StateError, UnsupportedError):
         raise
     except Exception as error:
         raise CheckpointError(f"{path} {verdict} ({type(error).__name__}: {error}): {advice}.") from error

@@ -201,10 +201,10 @@ class _Trainer:
             _, number, name = key.split(".")
             state.setdefault(int(number), {})[name] = tensors[key]
         shapes = [parameter.shape for parameter in self.model.parameters()]
-        for number, held in state.items():
-            wanted = {"step": torch.Size(), "exp_avg": shapes[number], "exp_avg_sq": shapes[number]}
+        for at, held in state.items():
+            wanted = {"step": torch.Size(), "exp_avg": shapes[at], "exp_avg_sq": shapes[at]}
             if {name: x.shape for name, x in held.items()} != wanted:
-                raise ValueError(f"expected averages of parameter {number} of shape {tuple(shapes[number])}")
+                raise ValueError(f"expected averages of parameter {at} of shape {tuple(shapes[at])}")
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.order.set_state(tensors["order"])
         self.noise.set_state(tensors["noise"])

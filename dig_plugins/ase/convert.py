@@ -16,6 +16,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, StateError, UnsupportedError
+from dig_core.files import understood
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.types import Geometry
 
@@ -190,15 +191,16 @@ def write(path: str | Path, images: Sequence[Atoms]) -> None:
 
 
 def read(path: str | Path) -> list[Atoms]:
-    """All images of a file that :func:`write` or ``ase.io.write`` made, ``info`` included."""
-    if Path(path).suffix not in (".db", ".json"):
-        return ase.io.read(path, index=":")
-    images = []
-    for row in ase.db.connect(path).select():
-        image = row.toatoms()
-        image.info.update(row.key_value_pairs)
-        images.append(image)
-    return images
+    """All images of a file that :func:`write` or ``ase.io.write`` made, ``info`` included. Raises CheckpointError for another file."""
+    with understood(path, "cannot be read by ASE", "it is damaged, or of another kind than its name says"):
+        if Path(path).suffix not in (".db", ".json"):
+            return ase.io.read(path, index=":")
+        images = []
+        for row in ase.db.connect(path).select():
+            image = row.toatoms()
+            image.info.update(row.key_value_pairs)
+            images.append(image)
+        return images
 
 
 def _check_bonds(atoms: Atoms, descriptor: Descriptor, name: str) -> None:

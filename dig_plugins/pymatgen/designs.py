@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Structure
 
 from dig_core.errors import IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.files import understood, write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, normalised_weights
 
 from .files import read_structures, write_structures
@@ -159,6 +159,11 @@ class Designs:
                 f"{path} holds structures without index and valid: read files that Designs.write made."
             )
 
+        with understood(path, "holds no designs", "read what Designs.write made"):
+            return cls._of(structures, infos)
+
+    @classmethod
+    def _of(cls, structures: list[Structure], infos: list[dict]) -> Designs:
         def column(name: str) -> np.ndarray:
             return np.array([math.nan if info.get(name) is None else float(info[name]) for info in infos])
 

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dig_core.errors import IncompatibleError
+from dig_core.files import understood
 
 from ..convert import read, write
 from .ensemble import AdsorptionEnsemble
@@ -79,7 +80,8 @@ def write_ensemble(path: str | Path, ensemble: AdsorptionEnsemble) -> None:
 
 def read_ensemble(path: str | Path) -> AdsorptionEnsemble:
     """See :meth:`AdsorptionEnsemble.read`."""
-    return from_images(read(_known(path)))
+    with understood(path, "holds no ensemble of adsorbates", "read what AdsorptionEnsemble.write made"):
+        return from_images(read(_known(path)))
 
 
 def _known(path: str | Path) -> Path:

@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms
 from ase.io import write
 
 from dig_core.errors import IncompatibleError
-from dig_core.files import write_atomically
+from dig_core.files import read_json, understood, write_atomically
 
 from .frame import SlabFrame, slab_frame
 from .plane import shortest
@@ -199,23 +199,24 @@ class SiteSet:
 
     @classmethod
     def read(cls, path: str | Path) -> SiteSet:
-        """What :meth:`write` wrote as ``.json``."""
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        slab = data.pop("slab")
-        atoms = Atoms(slab["numbers"], positions=slab["positions"], cell=slab["cell"], pbc=slab["pbc"])
-        atoms.set_constraint([FixAtoms(slab["fixed"])] if slab["fixed"] else [])
-        sites = tuple(
-            Site(
-                **{
-                    key: np.array(value) if key in _ARRAYS and value is not None else value
-                    for key, value in site.items()
-                }
+        """What :meth:`write` wrote as ``.json``. Raises CheckpointError for other files."""
+        data = read_json(Path(path))
+        with understood(path, "holds no sites", "read what SiteSet.write made"):
+            slab = data.pop("slab")
+            atoms = Atoms(slab["numbers"], positions=slab["positions"], cell=slab["cell"], pbc=slab["pbc"])
+            atoms.set_constraint([FixAtoms(slab["fixed"])] if slab["fixed"] else [])
+            sites = tuple(
+                Site(
+                    **{
+                        key: np.array(value) if key in _ARRAYS and value is not None else value
+                        for key, value in site.items()
+                    }
+                )
+                for site in data.pop("sites")
             )
-            for site in data.pop("sites")
-        )
-        return cls(
-            sites=sites, slab=atoms, numbers=tuple(data.pop("numbers")), normal=np.array(data.pop("normal")), **data
-        )
+            return cls(
+                sites=sites, slab=atoms, numbers=tuple(data.pop("numbers")), normal=np.array(data.pop("normal")), **data
+            )
 
     def _to_dict(self) -> dict:
         plain = {

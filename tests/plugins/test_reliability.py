@@ -1,0 +1,157 @@
+"""Damaged files of every engine, killed chains: an error that says so, or the right answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dig_core.system.protein import protein
+from dig_core.types import Geometry
+from dig_plugins.models import cache
+from dig_plugins.tasks import chains
+from tests.core.mutations import json_mutated, mutated, survives
+
+COUNTS = [15, pytest.param(int(os.environ.get("DIG_FUZZ", 2000)), marks=pytest.mark.slow)]
+"""Damaged files a reader; the slow tests take as many as DIG_FUZZ says."""
+ALA2 = Path(chains.__file__).parents[1] / "models" / "alanine-dipeptide.pdb"
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_structures_of_openmm(count, tmp_path):
+    pytest.importorskip("openmm")
+    from dig_plugins.openmm.files import read_frames, read_pdb
+
+    place, topology = tmp_path / "a.pdb", read_pdb(ALA2).topology
+    place.write_bytes(ALA2.read_bytes())
+    survives(lambda: read_frames(place, topology), place, count)
+    place = tmp_path / "a.npz"
+    np.savez(place, positions=np.random.default_rng(1).random((3, topology.getNumAtoms(), 3)))
+    survives(lambda: read_frames(place, topology), place, count, same=np.array_equal)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["samples.npz", "run.json", pytest.param("backbones.xtc", marks=pytest.mark.slow)])
+def test_ensembles_of_backbones(name, count, tmp_path):
+    pytest.importorskip("mdtraj")
+    from dig_plugins.mdtraj.ensemble import BackboneEnsemble, Counts
+
+    descriptor = protein("AGS")
+    positions = 3 * torch.randn(4, descriptor.n_atoms, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    index, counts = np.arange(4), Counts(*[1] * len(Counts._fields))
+    made = BackboneEnsemble(Geometry(positions), descriptor, index, index > 0, counts, 5, np.zeros(4), {"radius": np.ones(4)})
+    made.write(tmp_path / "x")
+    survives(lambda: BackboneEnsemble.read(tmp_path / "x"), tmp_path / "x" / name, count, json_mutated if name == "run.json" else mutated)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_structures_and_sites_of_ase(count, tmp_path):
+    pytest.importorskip("ase")
+    from ase.build import fcc111
+
+    from dig_plugins.ase.adsorption import SiteSet
+    from dig_plugins.ase.adsorption.ensemble import AdsorptionEnsemble
+    from dig_plugins.ase.convert import read, write
+    from tests.plugins.test_adsorption_sites import site_set
+
+    for name in ("a.extxyz", "a.traj"):
+        write(tmp_path / name, [fcc111("Pt", (1, 1, 2), vacuum=5.0)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            survives(lambda name=name: read(tmp_path / name), tmp_path / name, count)
+    site_set([np.zeros(2)], probabilities=[1.0]).write(tmp_path / "a.json")
+    survives(lambda: SiteSet.read(tmp_path / "a.json"), tmp_path / "a.json", count, json_mutated)
+    with pytest.raises(ValueError, match="adsorb|ensemble"):
+        AdsorptionEnsemble.read(tmp_path / "a.extxyz")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["a.cif", "a.extxyz", "a.json", "a.json.gz"])
+def test_crystals_of_pymatgen(name, count, tmp_path):
+    pytest.importorskip("pymatgen")
+    from dig_plugins.pymatgen.designs import Designs
+    from dig_plugins.pymatgen.files import read_structures
+    from tests.plugins.known_crystals import diamond
+
+    place = tmp_path / name
+    Designs((diamond(),), np.array([True])).write(place)
+    damage = json_mutated if name == "a.json" else mutated
+    survives(lambda: (read_structures(place), Designs.read(place)), place, count, damage)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_chains(count, tmp_path):
+    state = {"seed": np.uint64(3), "segments": 1, "platform": "CPU", "statistics": json.dumps({"proposed": 1}), "context": np.zeros(9)}
+    chains._save(tmp_path / "state.npz", **state)
+    survives(lambda: chains._state(tmp_path), tmp_path / "state.npz", count, same=lambda one, other: repr(one) == repr(other))
+    (tmp_path / "segments").mkdir()
+    chains._save(tmp_path / "segments" / "000000.npz", positions=np.zeros((2, 3, 3)), u=np.ones(2))
+    survives(lambda: list(chains._segments(tmp_path)), tmp_path / "segments" / "000000.npz", count)
+    about = {"model_sha256": "abc", "timestep_fs": 1.0, "seed": 3}
+
+    def claim():
+        with chains._claimed(tmp_path, about):
+            pass
+
+    claim()
+    survives(claim, tmp_path / "settings.json", count, json_mutated)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_records_of_the_cache(count, tmp_path, monkeypatch):
+    """What is not a record is no model: the cache is asked by every call, and must not stop them."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    place, rng = tmp_path / "models" / "x.json", np.random.default_rng(1)
+    place.parent.mkdir()
+    place.with_suffix(".safetensors").write_bytes(b"x")
+    whole = json.dumps({"url": "https://a/x.safetensors", "sha256": cache.digest(place.with_suffix(".safetensors")), "size": 1}).encode()
+    found = 0
+    for _ in range(count):
+        place.write_bytes(json_mutated(whole, rng))
+        found += sum(cache.intact(record) for record in cache.cached().values())
+    assert found < count
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.slow
+@pytest.mark.parametrize("trials", [int(os.environ.get("DIG_KILLS", 10))])
+def test_killed_chains_go_on_as_if_nothing_had_been(trials, tmp_path):
+    """kill -9 at any moment: the files are, number by number, those of the chain that was left alone."""
+    pytest.importorskip("openmm")
+    options = {"blocks": 4, "md_steps": 10, "proposals": 8, "save": 1, "seed": 3, "progress": False}
+
+    def files(place: Path) -> tuple[bytes, bytes]:
+        return (place / "proposals.csv").read_bytes(), (place / "trajectory.xtc").read_bytes()
+
+    def run(place: Path) -> None:
+        chains.mc("alanine-dipeptide", place, **options)
+
+    def killed(place: Path, after: float) -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                run(place)
+            finally:
+                os._exit(0)
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    began = time.monotonic()
+    run(tmp_path / "alone")
+    seconds, rng, kills = time.monotonic() - began, np.random.default_rng(1), 0
+    for trial in range(trials):
+        place = tmp_path / f"chain {trial} é"
+        while killed(place, rng.uniform(0.3, 1.5) * seconds):
+            kills += 1
+        run(place)
+        assert files(place) == files(tmp_path / "alone")
+    assert kills >= trials / 4
