@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import openmm as mm
 from openmm import app, unit
 
-from dig_core.errors import IncompatibleError
+from dig_core.errors import IncompatibleError, StateError
 from dig_core.files import finished, read_arrays, write_atomically
 
 __all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_frames"]
@@ -80,9 +79,11 @@ class XTC:
         return self
 
     def write(self, frames: np.ndarray) -> None:
-        """Append (F, N, 3) nm."""
+        """Append (F, N, 3) nm. Raises StateError for positions that are not finite."""
+        if not np.isfinite(frames).all():
+            raise StateError(f"expected finite positions to write to {self._path.name}, got NaN or infinity: leave such structures out.")
         for frame in frames:
-            self._file.writeModel([mm.Vec3(*p) for p in frame] * unit.nanometer)
+            self._file.writeModel(frame)
         if self._first is None and len(frames):
             self._first = frames[:1]
 
