@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from .atoms import CIF, PDB, Model, kind_of, named_atoms, one_location, read_mod
 __all__ = [
     "CHAINS",
     "Frames",
+    "ascii_name",
     "engine",
     "named",
     "of_memory",
@@ -60,7 +64,8 @@ def read_positions(trajectory: str | Path, structure: str | Path) -> np.ndarray:
         if not Path(path).is_file():
             raise IncompatibleError(f"there is no file {path}: expected a trajectory and the structure of its atoms.")
     try:
-        return np.asarray(mdtraj.load(str(trajectory), top=str(structure)).xyz)
+        with ascii_name(Path(trajectory)) as name:
+            return np.asarray(mdtraj.load(name, top=str(structure)).xyz)
     except Exception as error:  # MDTraj's readers raise errors of their own besides Python's
         raise IncompatibleError(f"{trajectory} cannot be read with the atoms of {structure}: {error}") from error
 
@@ -107,7 +112,8 @@ def read_frames(path: str | Path, n_atoms: int, chosen: np.ndarray, stride: int)
         strided = stride > 1 and not (found and kind_of(path) == ".trr")
         options = {**({"stride": stride} if strided else {}), **({"atom_indices": chosen} if found else {})}
         try:
-            trajectory = mdtraj.load(str(path), top=blank, **options)
+            with ascii_name(path) as name:
+                trajectory = mdtraj.load(name, top=blank, **options)
         except _TROUBLE as error:
             raise IncompatibleError(f"{path.name} cannot be read as a trajectory of {n_atoms} atoms: {error}") from error
         found = found or trajectory.n_atoms
@@ -179,10 +185,22 @@ def _angstrom() -> float:
     return in_units_of(1.0, "nanometers", "angstroms")
 
 
+@contextmanager
+def ascii_name(path: Path) -> Iterator[str]:
+    """``path`` by a name that MDTraj's readers and writers in C take: where it is not ASCII, that of a link to it."""
+    if str(path).isascii():
+        yield str(path)
+        return
+    with TemporaryDirectory() as place:
+        link = Path(place) / f"file{kind_of(path)}"
+        link.symlink_to(path.resolve())
+        yield str(link)
+
+
 def _count(path: Path) -> int | None:
     """Atoms in a frame of a trajectory, None where its reader does not tell without a structure."""
     try:
-        with engine().open(str(path)) as stream:
+        with ascii_name(path) as name, engine().open(name) as stream:
             read = stream.read(n_frames=1)
         return int(np.shape(read[0] if isinstance(read, tuple) else read)[1])
     except _TROUBLE:

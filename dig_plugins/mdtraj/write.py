@@ -10,7 +10,7 @@ from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import BACKBONE
 from dig_core.types import Geometry
 
-from .convert import named, to_trajectory
+from .convert import ascii_name, named, to_trajectory
 
 __all__ = ["write_backbones"]
 
@@ -40,7 +40,8 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
         raise IncompatibleError(f"{beside} is in the way and is another structure: write {path.name} under another name.")
     trajectory = to_trajectory(geometry, descriptor)
     with finished(path) as temporary:
-        (trajectory.save_xtc if kind == ".xtc" else trajectory.save_dcd)(str(temporary))
+        with ascii_name(temporary) as name:
+            (trajectory.save_xtc if kind == ".xtc" else trajectory.save_dcd)(name)
         _write_pdb(beside, Geometry(geometry.positions[:1]), descriptor)
 
 

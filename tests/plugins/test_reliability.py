@@ -51,6 +51,20 @@ def test_ensembles_of_backbones(name, count, tmp_path):
     survives(lambda: BackboneEnsemble.read(tmp_path / "x"), tmp_path / "x" / name, count, json_mutated if name == "run.json" else mutated)
 
 
+@pytest.mark.parametrize("name", ["échantillons 世界", "a b/é.xtc", "é.dcd"])
+def test_any_name_of_an_ensemble_will_do(name, tmp_path):
+    pytest.importorskip("mdtraj")
+    from dig_plugins.mdtraj.convert import read_positions
+    from dig_plugins.mdtraj.ensemble import BackboneEnsemble, Counts
+
+    descriptor, place = protein("AGS"), tmp_path / name
+    positions = 3 * torch.randn(2, descriptor.n_atoms, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    BackboneEnsemble(Geometry(positions), descriptor, np.arange(2), np.ones(2, bool), Counts(*[2] * len(Counts._fields)), 5).write(place)
+    assert torch.allclose(BackboneEnsemble.read(place).geometry.positions, positions, atol=6e-3)
+    file = place if place.suffix else place / "backbones.xtc"
+    assert np.allclose(read_positions(file, file.with_suffix(".pdb")), positions.numpy() / 10, atol=6e-4)
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_structures_and_sites_of_ase(count, tmp_path):
     pytest.importorskip("ase")
