@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from dig_core.system.descriptor import molecule
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames
 from dig_core.training.pidp import PIDP
+from dig_core.training.systems import Systems
+from tests.core.adsorbates import awake, states, system
 
 PROCESS = Joint(flat=Diffusion(Euclidean(2), LogSNR(6.0, -6.0)), turn=Diffusion(Torus(1), Geometric(0.05, 3.5)))
 WATER = molecule([1, 8, 1], [(0, 1), (1, 2)], positions=[[0.96, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.24, 0.93, 0.0]])
@@ -42,7 +45,19 @@ def untrained(seed: int) -> NoiseScore:
 OBJECTIVES = {"plain": {}, "company": {"company": 3}, "between": {"between": (0.2, 0.4)}}
 
 
+def many(seed: int) -> tuple[NoiseScore, Systems]:
+    """Adsorbates of unlike elements and conditions, whose descriptors differ from row to row."""
+    given = [system("O", conditions=[c]) for c in (0.1, 0.7)] + [system("CO", conditions=[c]) for c in (0.1, 0.4)]
+    given.append(dataclasses.replace(given[0], numbers=torch.where(given[0].numbers == 8, 1, given[0].numbers)))
+    network = awake(conditions=1, width=8, layers=1, seed=seed + 1)
+    parts = [(d, Frames({n: x.float() for n, x in states(network, d, 20).items()})) for d in given]
+    return NoiseScore(network, network.process(given[0])), Systems(parts)
+
+
 def fitted(kind: str, config: LoopConfig, directory: Path | None = None, seed: int = 0, picture=None):
+    if kind == "systems":
+        model, objective = many(seed)
+        return optimise(model, objective, config, validation=objective, progress=False)
     objective = PIDP(frames(), WATER) if kind == "physics" else Denoising(frames(), WATER, **OBJECTIVES[kind])
     return optimise(
         untrained(seed), objective, config, validation=Denoising(frames(), WATER), directory=directory, progress=False, picture=picture
@@ -87,9 +102,9 @@ def assert_same_course(one: list[dict], other: list[dict]) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["company", *(pytest.param(kind, marks=SLOW) for kind in ("plain", "between", "physics"))])
+@pytest.mark.parametrize("kind", ["company", *(pytest.param(kind, marks=SLOW) for kind in ("plain", "between", "physics", "systems"))])
 def test_two_processes_have_the_losses_of_one(kind, tmp_path):
-    config = replace(CONFIG, steps=4, every=2) if kind == "physics" else CONFIG
+    config = replace(CONFIG, steps=4, every=2) if kind in ("physics", "systems") else CONFIG
     alone = fitted(kind, config)
     first, second = together(kind, config, tmp_path)
     assert_same_course(alone.history, first["history"])

@@ -102,6 +102,16 @@ def test_crystals_of_pymatgen(name, count, tmp_path):
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_gap_networks(count, tmp_path):
+    pytest.importorskip("pymatgen")
+    from dig_plugins.pymatgen.gap.learned import LearnedGap
+
+    place = tmp_path / "gap.safetensors"
+    LearnedGap.load().save(place)
+    survives(lambda: LearnedGap.load(place).card, place, count, same=lambda one, other: one == other)
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_chains(count, tmp_path):
     state = {"seed": np.uint64(3), "segments": 1, "platform": "CPU", "statistics": json.dumps({"proposed": 1}), "context": np.zeros(9)}
     chains._save(tmp_path / "state.npz", **state)

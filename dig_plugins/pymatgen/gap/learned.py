@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from dig_core.errors import CheckpointError
-from dig_core.files import write_atomically
+from dig_core.files import understood
 from dig_core.nn.embed import seeded
 from dig_core.nn.geometry import SOFTENING
+from dig_core.tensors import read_tensors, write_tensors
 from dig_core.types import Geometry
 
 from .dftb import check_carbon
@@ -147,8 +146,7 @@ class LearnedGap(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write network and card to one safetensors file."""
         header = json.dumps({"config": self.network.config, "card": self.card})
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        write_atomically(Path(path), to_bytes(tensors, metadata={"gap": header}))
+        write_tensors(Path(path), self.network.state_dict(), gap=header)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> LearnedGap:
@@ -156,15 +154,14 @@ class LearnedGap(nn.Module):
         if path is None:
             with resources.as_file(resources.files(__package__) / "carbon-gap.safetensors") as shipped:
                 return cls.load(shipped)
-        try:
-            with safe_open(path, "pt") as stream:
-                header = json.loads((stream.metadata() or {})["gap"])
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path} is no gap network: expected a file that LearnedGap.save has written.")
+        with understood(path, "is no gap network", "expected a file that LearnedGap.save has written"):
+            tensors, about = read_tensors(Path(path))
+            header = json.loads(about["gap"])
             network = GapNetwork(**header["config"])
             network.load_state_dict(tensors)
-        except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} is no gap network ({error}): expected a file that LearnedGap.save has written.") from error
-        return cls(network.eval().requires_grad_(False), header["card"])
+            return cls(network.eval().requires_grad_(False), header["card"])
 
 
 def _envelope(x: Tensor) -> Tensor:
