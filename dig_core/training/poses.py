@@ -85,6 +85,7 @@ class Poses:
             shaken = scene.wall_at + jitter * torch.randn(scene.wall_at.shape, generator=rng).to(device)
             scene = replace(scene, wall_at=shaken)
         state, target, drawn = ({n: x.to(device) for n, x in part.items()} for part in noised)
+        state.setdefault("torsion", state["shape"].new_zeros(len(t), 0))  # no ligand has any
         t = t.to(device)
         with torch.no_grad():
             ligand = self._held("scaffold", network.kind.weight).place(state, which, network.coordinates.width)

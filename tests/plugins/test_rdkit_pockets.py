@@ -25,6 +25,7 @@ from dig_core.nn import PoseGraphormer
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
 from dig_core.training.frames import frames_of
+from dig_core.training.poses import Poses
 from dig_core.types import Geometry
 from dig_plugins.rdkit import MMFFEnergy, of_smiles, to_geometry, with_conformers
 from dig_plugins.rdkit.pockets import (
@@ -437,8 +438,12 @@ def test_ensembles_have_clusters_checks_and_files(pocket, tmp_path):
 @pytest.mark.parametrize("smiles", ["c1ccccc1", "CC#N"])
 def test_ligands_without_torsions_are_placed(pocket, smiles):
     mol = of_smiles(smiles, seed=1)
-    found = sample_poses(pocket, mol, 3, model=untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0])), seed=1)
+    dig = untrained(describe_complex(mol, pocket, ring_forms(mol, conformers=4)[0]))
+    found = sample_poses(pocket, mol, 3, model=dig, seed=1)
     assert np.isfinite(found.log_q).any() and np.linalg.norm(found.positions.mean(1) - pocket.centre, axis=1).max() < 40
+    frames = frames_of(dig.coordinates, dig.descriptor, Geometry(torch.from_numpy(found.positions)))
+    loss = Poses([(dig.descriptor, frames)]).evaluate(dig.model, seed=0)
+    assert all(math.isfinite(x) for x in loss.values())
 
 
 def test_what_cannot_be_sampled_is_refused(pocket):
