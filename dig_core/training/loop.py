@@ -195,7 +195,7 @@ class _Trainer:
     def _take(self, tensors: dict[str, Tensor]) -> None:
         for part in ("average", "model"):
             self.model.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
-        self.average = {k: tensors[f"average.{k}"].to(v.device) for k, v in self.model.state_dict().items()}
+        self.average = {k: tensors[f"average.{k}"].to(v) for k, v in self.model.state_dict().items()}
         state: dict[int, dict] = {}
         for key in (k for k in tensors if k.startswith("optimiser.")):
             _, number, name = key.split(".")
