@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dig_core.errors import IncompatibleError
+from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import read_arrays, read_json, understood, write_atomically
 from dig_core.montecarlo.analysis import normalised_weights
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import residues
 from dig_core.types import Geometry
 
+from ..models.cache import digest
 from .record import of_protein, of_software, protein_of
 
 __all__ = ["BackboneEnsemble", "Counts"]
@@ -116,7 +117,8 @@ class BackboneEnsemble:
         own |= {} if self.log_weight is None else {"log_weight": self.log_weight}
         np.savez(buffer, **own, **{f"property {name}": x for name, x in self.properties.items()})
         write_atomically(numbers, buffer.getvalue())
-        write_atomically(record, json.dumps(self._record(), indent=2).encode())
+        about = {**self._record(), "trajectory_sha256": digest(trajectory)}
+        write_atomically(record, json.dumps(about, indent=2).encode())
 
     def _record(self) -> dict:
         return {
@@ -138,6 +140,9 @@ class BackboneEnsemble:
         held, columns, head = read_json(record), read_arrays(numbers), "property "
         with understood(record, "is no record of backbones", "read what BackboneEnsemble.write made"):
             descriptor, counts = protein_of(held), Counts(*(int(held[name]) for name in Counts._fields))
+        # MDTraj's readers in C take the process with them on some damaged files.
+        if held.get("trajectory_sha256", digest(trajectory)) != digest(trajectory):
+            raise CheckpointError(f"{trajectory} is not the trajectory that {record.name} describes: it is damaged or another.")
         frames = read_frames(trajectory, descriptor.n_atoms, np.arange(descriptor.n_atoms), 1)
         with understood(numbers, "does not belong to the trajectory", "read what BackboneEnsemble.write made"):
             return cls(

@@ -38,7 +38,7 @@ def test_structures_of_openmm(count, tmp_path):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", ["samples.npz", "run.json", pytest.param("backbones.xtc", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["samples.npz", "run.json", "backbones.xtc"])
 def test_ensembles_of_backbones(name, count, tmp_path):
     pytest.importorskip("mdtraj")
     from dig_plugins.mdtraj.ensemble import BackboneEnsemble, Counts
