@@ -90,8 +90,8 @@ def _check(held: dict) -> None:
     if "sizes" in held:
         sizes = held["sizes"]
         numbers = [sizes["population"]["walkers"], sizes["step"], sizes["draw"], sizes["energy"]]
-        if not all(float(number) > 0 for number in numbers):
-            raise ValueError(f"expected positive sizes, got {numbers}")
+        if not all(float(number) >= 0 for number in numbers):
+            raise ValueError(f"expected sizes of 0 or more, got {numbers}")
     if "rest" in held:
         rest = held["rest"]
         parts = [rest["denoise"], *(steps for _, steps in rest["reweight"])]
