@@ -154,12 +154,9 @@ class Designs:
         """What :meth:`write` wrote. Raises IncompatibleError for a file of something else."""
         structures = read_structures(Path(path) if Path(path).suffix else Path(path) / "designs.extxyz")
         infos = [structure.properties for structure in structures]
-        if not all({"index", "valid"} <= set(info) for info in infos):
-            raise IncompatibleError(
-                f"{path} holds structures without index and valid: read files that Designs.write made."
-            )
-
         with understood(path, "holds no designs", "read what Designs.write made"):
+            if not all({"index", "valid"} <= set(info) for info in infos):
+                raise IncompatibleError(f"{path} holds structures without index and valid: read files that Designs.write made.")
             return cls._of(structures, infos)
 
     @classmethod
