@@ -32,7 +32,9 @@ ORIENTATIONS: dict[str, Schedule] = {
     "Brownian, 0.01 to 3 rad": Geometric(0.01, 3.0), CODE[1]: Geometric(0.02 * math.sqrt(2), 1.65 * math.sqrt(2)),
 }  # fmt: skip
 STEPS = 25, 50, 100, 200, 400
-QUOTED = {"ancestral": 100, "sde": 400, "heun": 100, "rk4": 50, "dpm++": 200}
+QUOTED = {"ancestral": 100, "ddpm": 100, "sde": 800, "heun": 100, "rk4": 50, "dpm++": 400}
+RANDOM = "ancestral", "ddpm", "sde"
+"""Solvers that draw as they go; the others are functions of their latent."""
 ADVISED = "OU, LogSNR(12, -10)", "OU, Cosine", "OU, Sigmoid", "Brownian, 0.01 to 3 rad"
 REFERENCES = {"released loop": released, "algorithm 5": algorithm_5}
 
@@ -52,7 +54,7 @@ def measure(options: Options) -> Findings:
         f"Positions: a normal law of {WIDTH * SCALE:g} Å an axis. Solvers are linear there, and unit impulses of each draw add up to the "
         "variance without sampling error.",
         f"Orientations: Brownian motion of {SWING} rad an axis about a mean. Flows keep the axis of their latent, so Gauss's formula over "
-        f"its angle gives E[angle²]; ancestral and sde by sampling, {SEEDS} seeds, sampling errors as told.",
+        f"its angle gives E[angle²]; ancestral, ddpm and sde by sampling, {SEEDS} seeds, sampling errors as told.",
         "Known, of flows: the noise of their first time stays in, and a prior with the variance of unit data is too wide for a narrow law. "
         "Both are of the schedule's ends, not of the integration. Orientations: what is left of the noise alone; that the uniform law is "
         "not yet reached at the code's last noise adds 0.7 %.",
@@ -79,6 +81,12 @@ def even(steps: int) -> Tensor:
     return torch.linspace(0, 1, steps + 1, dtype=DOUBLE)
 
 
+def counts(name: str, options: Options) -> list[int]:
+    """Numbers of steps to try: those of all solvers, and the one that is quoted."""
+    every = sorted({*STEPS, QUOTED.get(name, STEPS[0])})
+    return every[: options.size(len(every), 2)]
+
+
 def percent(value: float, error: float = 0.0) -> str:
     return f"{100 * value:+.2f}" + (f" ± {100 * error:.2f}" if error else "")
 
@@ -91,8 +99,7 @@ def position_errors(options: Options) -> list[Error]:
     found = []
     for kind, schedule in POSITIONS.items():
         for name, solver in (SOLVERS | (REFERENCES if kind == CODE[0] else {})).items():
-            steps = STEPS[: options.size(len(STEPS), 2)]
-            errors = {k: ((spread_of(solver, schedule, WIDTH, k) / WIDTH) ** 2 - 1, 0.0) for k in steps}
+            errors = {k: ((spread_of(solver, schedule, WIDTH, k) / WIDTH) ** 2 - 1, 0.0) for k in counts(name, options)}
             found.append(Error(kind, name, errors, added(name, schedule)))
     return found
 
@@ -120,7 +127,7 @@ def orientation_errors(options: Options) -> list[Error]:
     found = []
     for kind, schedule in ORIENTATIONS.items():
         for name, solver in (SOLVERS | REFERENCES).items():
-            errors = {k: swing_error(name, solver, schedule, k, options) for k in STEPS[: options.size(len(STEPS), 2)]}
+            errors = {k: swing_error(name, solver, schedule, k, options) for k in counts(name, options)}
             left = (schedule.config["low"] / SWING) ** 2 if name in ("heun", "rk4") else 0.0
             found.append(Error(kind, name, errors, left))
     return found
@@ -130,7 +137,7 @@ def swing_error(name: str, solver: Callable, schedule: Schedule, steps: int, opt
     """The relative error of E[angle^2] and its sampling error."""
     process = Joint(rot=Diffusion(SO3(1), schedule))
     model = Shapes(process, (1.0,), {"rot": torch.zeros(1, 1, 3, dtype=DOUBLE)}, {"rot": (SWING,)})
-    if name in ("ancestral", "sde"):
+    if name in RANDOM:
         n = options.size(30_000 if steps == QUOTED[name] else 8_000, 200)
         drawn = [solver(model, None, even(steps), Noise(n, SEEDS * options.seed + seed))["rot"] for seed in range(SEEDS)]
         ratio = torch.cat(drawn).square().sum((1, 2)) / swing_squared(SWING)
@@ -142,9 +149,10 @@ def swing_error(name: str, solver: Callable, schedule: Schedule, steps: int, opt
 
 
 def variance_table(what: str, processes: dict[str, Schedule], errors: list[Error]) -> Table:
-    rows = [[e.process, e.solver, *(percent(*e.found[k]) if k in e.found else "" for k in STEPS), percent(e.known)]
+    shown = sorted({*STEPS, *QUOTED.values()})
+    rows = [[e.process, e.solver, *(percent(*e.found[k]) if k in e.found else "" for k in shown), percent(e.known)]
             for e in errors if e.process in processes]  # fmt: skip
-    return Table(f"Variance of {what}, error in %", ["process", "solver", *(f"{k} steps" for k in STEPS), "known"], rows)
+    return Table(f"Variance of {what}, error in %", ["process", "solver", *(f"{k} steps" for k in shown), "known"], rows)
 
 
 def variance_figure(name: str, errors: list[Error], among: tuple[str, ...]) -> Figure:
