@@ -298,7 +298,7 @@ def worth(dig) -> float:
     return effective_sample_size(Pool(dig.proposal(), well, seed=7, batch=1024).take(4096).log_weight)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("noise", 280), ("energy", 180)])
+@pytest.mark.parametrize(("kind", "steps"), [pytest.param("noise", 280, marks=pytest.mark.slow), ("energy", 180)])
 def test_forces_alone_teach_a_double_well(kind, steps):
     """No frame is of the ensemble, the model starts from nothing, and its proposals become worth twice as much."""
     dig = toy(untrained(kind), card=Card(steps=64))

@@ -261,6 +261,7 @@ def test_solvers_reproduce_a_mixture(solver, steps):
     assert z_score(rotation_matrix(found).flatten(1), mean_matrix(MODEL.laws["turn"])) < 4
 
 
+@pytest.mark.slow
 def test_runge_kutta_keeps_its_order_on_rotations():
     latent = PROCESS.prior(torch.zeros(8, 3, dtype=DOUBLE)).sample(Streams(0, range(8)))
 

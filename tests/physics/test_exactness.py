@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dig_core.coordinates import Cartesian
-from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus, ZeroCentroid
+from dig_core.diffusion import SO3, Diffusion, Euclidean, Geometric, Joint, Lattice, LogSNR, Torus, ZeroCentroid
 from dig_core.dig import DiG
 from dig_core.energy import AnalyticScore, DoubleWell, GaussianMixture, WrappedMixture
 from dig_core.montecarlo.analysis import effective_sample_size
@@ -224,10 +224,11 @@ def means_and_variances(state, process) -> torch.Tensor:
 
 
 def quick_first(processes):
-    """All processes; spaces that differ in nothing but their basis see only two schedules in the quick tests."""
+    """All processes; spaces that differ in nothing but their basis, and those that take longest, see only two schedules in the quick tests."""
     found = []
     for process in processes:
         slow = isinstance(process.space, ZeroCentroid) and type(process.schedule).__name__ not in ("LogSNR", "Linear")
+        slow = slow or (isinstance(process.space, SO3 | Lattice) and process.schedule.config["high"] > 10)
         name = "-".join(
             [type(process.space).__name__, type(process.schedule).__name__, *map(str, process.schedule.config.values())]
         )

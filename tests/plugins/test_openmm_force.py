@@ -171,6 +171,7 @@ def test_particles_among_others(models):
     assert not among[1][[1, 4]].any()
 
 
+@pytest.mark.slow
 def test_dynamics_has_the_averages_of_the_law(models):
     """Shape coordinates of mean 0 and variance 1, the torsion's waves by quadrature, |z| < 4; the temperature."""
     context = context_of(system_with(make_force(models["known"])), chain_molecule(4)[2], friction=2.0)

@@ -150,6 +150,7 @@ def test_an_interrupted_training_is_the_same_training(trained, molecule, tmp_pat
     assert resumed.finished and resumed.evaluations == found.evaluations and resumed.raw_ess == found.raw_ess
 
 
+@pytest.mark.slow
 def test_frames_take_the_place_of_annealing(molecule):
     topology, system, positions = molecule
     simulation = simulation_of(*molecule, seed=7)
