@@ -224,7 +224,7 @@ def means_and_variances(state, process) -> torch.Tensor:
 
 
 def quick_first(processes):
-    """All processes; spaces that differ in nothing but their basis, and those that take longest, see only two schedules in the quick tests."""
+    """All processes; spaces that differ in their basis alone, and those that take longest, see two schedules in the quick tests."""
     found = []
     for process in processes:
         slow = isinstance(process.space, ZeroCentroid) and type(process.schedule).__name__ not in ("LogSNR", "Linear")
