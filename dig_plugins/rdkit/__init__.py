@@ -1,4 +1,4 @@
-"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy, models of one molecule's conformers, ensembles with exact weights, ligands in pockets."""
+"""RDKit: molecules from SMILES and SDF, MMFF94 as the energy, conformers with exact weights, ligands in pockets."""
 
 from ..lazy import lazily
 
