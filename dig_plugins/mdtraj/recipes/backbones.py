@@ -2,8 +2,8 @@
 
 python -m dig_plugins.mdtraj.recipes.backbones adenylate-kinase --data ../shared/data/protein --out runs/adenylate-kinase
 
-The shipped ones had more than one run, the later ones with ``--start``: their cards say how many steps of what. On a GPU, with
-``--device cuda --batch 128``, a thousand steps of adenylate kinase take two minutes.
+The shipped ones had more than one run, the later ones with ``--start``: their cards say how many steps of what. On a GPU add
+``--device cuda --batch 128``.
 """
 
 from __future__ import annotations
