@@ -32,7 +32,7 @@ ORIENTATIONS: dict[str, Schedule] = {
     "Brownian, 0.01 to 3 rad": Geometric(0.01, 3.0), CODE[1]: Geometric(0.02 * math.sqrt(2), 1.65 * math.sqrt(2)),
 }  # fmt: skip
 STEPS = 25, 50, 100, 200, 400
-QUOTED = {"ancestral": 100, "ddpm": 100, "sde": 800, "heun": 100, "rk4": 50, "dpm++": 400}
+QUOTED = {"ancestral": 100, "ddpm": 400, "sde": 800, "heun": 100, "rk4": 50, "dpm++": 400}
 RANDOM = "ancestral", "ddpm", "sde"
 """Solvers that draw as they go; the others are functions of their latent."""
 ADVISED = "OU, LogSNR(12, -10)", "OU, Cosine", "OU, Sigmoid", "Brownian, 0.01 to 3 rad"
