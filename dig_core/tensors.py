@@ -43,7 +43,8 @@ def from_bytes(content: bytes, name: str | Path) -> tuple[dict[str, Tensor], dic
     Raises CheckpointError, which calls the content ``name``, if it is damaged.
     """
     try:
-        tensors = from_safetensors(content)
+        # In any order they come from safetensors, and runs that go on draw their noise in the order of names.
+        tensors = dict(sorted(from_safetensors(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name} is not a readable checkpoint ({error}): it is damaged or truncated, get it again.") from error
