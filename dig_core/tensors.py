@@ -43,7 +43,7 @@ def from_bytes(content: bytes, name: str | Path) -> tuple[dict[str, Tensor], dic
     Raises CheckpointError, which calls the content ``name``, if it is damaged.
     """
     try:
-        # In any order they come from safetensors, and runs that go on draw their noise in the order of names.
+        # safetensors gives them in any order, another at every call.
         tensors = dict(sorted(from_safetensors(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -68,6 +68,7 @@ def langevin_step(
     def drift(slope: Tangent) -> Tangent:
         return {n: (0.5 * scale[n] * f).clamp(-1.0, 1.0) for n, f in slope.items()}
 
+    here = {n: here[n] for n in process}  # a state read from a file may name its components in another order, and noise is drawn in it
     noise = {n: torch.randn(x.shape, generator=rng, dtype=x.dtype) for n, x in here.items()}
     forth = drift(held[1])
     there = {n: process[n].space.exp(x, scale[n] * (forth[n] + noise[n])) for n, x in here.items()}

@@ -100,6 +100,18 @@ def test_the_way_is_resumed_as_it_was(tmp_path):
     assert torch.equal(whole.frames.state["flat"], resumed.frames.state["flat"]) and whole.evaluations == resumed.evaluations
 
 
+def test_a_step_does_not_depend_on_the_order_of_names():
+    def law(state):
+        return -0.5 * sum(x.square().sum(1) for x in state.values()), {name: -x for name, x in state.items()}
+
+    found = []
+    for names in (("flat", "turn"), ("turn", "flat")):
+        here = {name: torch.full((5, 1), 0.3 if name == "flat" else -0.4, dtype=torch.float64) for name in names}
+        scale = {name: torch.full((1,), 0.5, dtype=torch.float64) for name in names}
+        found.append(langevin_step(PROCESS, here, law(here), law, scale, torch.Generator().manual_seed(6))[0])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in PROCESS)
+
+
 def test_walkers_from_structures_get_their_weights_on_the_way():
     """Both wells are in the frames, one of them hardly; hot walkers cross, the cold end has the weights, and every energy is counted."""
     start = {"flat": torch.where(torch.arange(100) < 97, -1.2, 1.0)[:, None], "turn": torch.full((100, 1), 0.5)}
