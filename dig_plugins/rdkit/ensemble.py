@@ -19,16 +19,14 @@ from dig_core.montecarlo import analysis
 from dig_core.montecarlo.analysis import Estimate
 
 from .convert import to_geometry
-from .energy import reduced_unit
 from .facts import rotatable_bonds
+from .weighted import RESAMPLES, Weighted
 
 __all__ = ["ConformerEnsemble", "torsion_states", "torsions_of"]
 
-_RESAMPLES = 200
-
 
 @dataclass(frozen=True)
-class ConformerEnsemble:
+class ConformerEnsemble(Weighted):
     """``mol`` with n conformers, whose properties hold the same numbers as the arrays do: energy, log_q, log_weight.
 
     ``energy`` (n,) kcal/mol; ``log_q`` (n,) log-density of how a conformer was proposed, Angstrom, nan where that is not known;
@@ -46,18 +44,6 @@ class ConformerEnsemble:
     acceptance: float
     block: int = 1
 
-    def __len__(self) -> int:
-        return len(self.log_weight)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """(n,) normalised to one."""
-        return analysis.normalised_weights(self.log_weight)
-
-    def effective_sample_size(self) -> float:
-        """Raw Kish size, in conformers; what a chain repeats counts as often as it stands there."""
-        return analysis.effective_sample_size(self.log_weight) * len(self)
-
     def populations(self, by: list | np.ndarray | None = None) -> dict[tuple[int, ...], Estimate]:
         """State -> population with its bootstrap standard error, the most populated first.
 
@@ -70,18 +56,9 @@ class ConformerEnsemble:
         def shares(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
             return np.bincount(index, weight, minlength=len(labels)) / weight.sum()
 
-        found = analysis.bootstrap(shares, where.reshape(-1), self.weights, block=self.block, n=_RESAMPLES, rng=self._rng())
+        found = analysis.bootstrap(shares, where.reshape(-1), self.weights, block=self.block, n=RESAMPLES, rng=self._rng())
         order = np.argsort(-found.value, kind="stable")
         return {tuple(labels[i].tolist()): Estimate(float(found.value[i]), float(found.stderr[i])) for i in order}
-
-    def free_energy_difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
-        """F(b) - F(a) in kcal/mol with its standard error; ``a``, ``b`` (n,) bool say which conformers are in a state.
-
-        +inf or -inf, error nan, where only one was visited; StateError where neither was.
-        """
-        found = analysis.free_energy_difference(a, b, self.weights, block=self.block, n_bootstrap=_RESAMPLES, rng=self._rng())
-        kt = reduced_unit(self.temperature)
-        return Estimate(found.value * kt, found.stderr * kt)
 
     def average(self, values: np.ndarray) -> Estimate:
         """Mean of (n,) values, one a conformer, with its standard error."""
@@ -89,7 +66,7 @@ class ConformerEnsemble:
         def mean(x: np.ndarray, weight: np.ndarray) -> float:
             return float(x @ weight / weight.sum())
 
-        return analysis.bootstrap(mean, np.asarray(values, dtype=np.float64), self.weights, block=self.block, n=_RESAMPLES, rng=self._rng())
+        return analysis.bootstrap(mean, np.asarray(values, dtype=np.float64), self.weights, block=self.block, n=RESAMPLES, rng=self._rng())
 
     def write_sdf(self, path: str | Path) -> None:
         """Every conformer as a record with its energy, log_q and log_weight; the file is complete or not there."""
@@ -112,9 +89,6 @@ class ConformerEnsemble:
         if len(states) != len(self) or states.ndim > 2:
             raise IncompatibleError(f"expected one state for each of {len(self)} conformers, got shape {states.shape}.")
         return states.reshape(len(self), -1).astype(np.int64)
-
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(self.seed)
 
 
 def torsions_of(mol: Chem.Mol) -> list[tuple[int, int, int, int]]:

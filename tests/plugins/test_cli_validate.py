@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from dig_core.energy import AnalyticScore, GaussianMixture
 from dig_core.montecarlo.chain import Candidates, Pool
 from dig_core.testing import LawEnergy, toy
 from dig_core.types import Geometry
-from dig_plugins import cli, models
+from dig_plugins import models
 from dig_plugins.tasks.references import against_structures
 from dig_plugins.tasks.subjects import Subject
 from dig_plugins.tasks.tails import pareto_k
@@ -24,20 +23,6 @@ from dig_plugins.tasks.verdicts import Check, verdict_of
 from dig_plugins.tasks.weights import weight_checks
 
 NAME = "alanine-dipeptide"
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dig-plugins", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def candidates(log_weights: np.ndarray) -> Candidates:

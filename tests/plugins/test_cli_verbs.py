@@ -34,21 +34,6 @@ SYSTEM = {"of", "force_field", "temperature", "adsorbate", "calculator"}
 """Options that become one argument, ``given``, of the functions that have it."""
 
 
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """A command in this process, in an empty directory: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dig-plugins", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def record(path: Path) -> dict:
     """Strict JSON that says what was run, on what, and how to repeat it."""
 

@@ -16,15 +16,13 @@ from dig_core.montecarlo.analysis import Estimate
 
 from ..compare import heavy_symmetries
 from ..convert import to_geometry, with_conformers
-from ..energy import reduced_unit
+from ..weighted import RESAMPLES, Weighted
 from .checks import PoseChecks, check_poses
 from .energy import PocketEnergy
 from .minimise import relax
 from .pocket import Pocket
 
 __all__ = ["Cluster", "PoseEnsemble", "pose_rmsd"]
-
-_RESAMPLES = 200
 
 
 class Cluster(NamedTuple):
@@ -35,7 +33,7 @@ class Cluster(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PoseEnsemble:
+class PoseEnsemble(Weighted):
     """``mol`` with n poses in the frame of ``pocket``, whose properties hold the same numbers as the arrays do.
 
     ``energy`` (n,) kcal/mol of MMFF94, the pocket's own left out, nan where it was not asked for; ``log_q`` (n,) log-density of how a pose
@@ -53,22 +51,10 @@ class PoseEnsemble:
     acceptance: float
     block: int = 1
 
-    def __len__(self) -> int:
-        return len(self.log_weight)
-
     @property
     def positions(self) -> np.ndarray:
         """(n, L, 3) Angstrom."""
         return to_geometry(self.mol).positions.numpy()
-
-    @property
-    def weights(self) -> np.ndarray:
-        """(n,) normalised to one."""
-        return analysis.normalised_weights(self.log_weight)
-
-    def effective_sample_size(self) -> float:
-        """Raw Kish size, in poses."""
-        return analysis.effective_sample_size(self.log_weight) * len(self)
 
     def clusters(self, radius: float = 2.0) -> list[Cluster]:
         """Poses within ``radius`` Angstrom (RMSD in place) of a heavier one that no other has taken; the most probable first."""
@@ -82,24 +68,13 @@ class PoseEnsemble:
         def shares(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
             return np.bincount(index, weight, minlength=len(found)) / weight.sum()
 
-        rng = np.random.default_rng(self.seed)
-        share = analysis.bootstrap(shares, groups, weights, block=self.block, n=_RESAMPLES, rng=rng)
+        share = analysis.bootstrap(shares, groups, weights, block=self.block, n=RESAMPLES, rng=self._rng())
         made = []
         for k, (value, error) in enumerate(zip(share.value, share.stderr, strict=True)):
             members = np.flatnonzero(groups == k)
             members = members[np.argsort(-weights[members], kind="stable")]
             made.append(Cluster(tuple(members.tolist()), Estimate(float(value), float(error))))
         return sorted(made, key=lambda c: -c.probability.value)
-
-    def free_energy_difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
-        """F(b) - F(a) in kcal/mol with its standard error; ``a``, ``b`` (n,) bool say which poses are in a state.
-
-        +inf or -inf, error nan, where only one was visited; StateError where neither was.
-        """
-        rng = np.random.default_rng(self.seed)
-        found = analysis.free_energy_difference(a, b, self.weights, block=self.block, n_bootstrap=_RESAMPLES, rng=rng)
-        kt = reduced_unit(self.temperature)
-        return Estimate(found.value * kt, found.stderr * kt)
 
     def checks(self) -> PoseChecks:
         """What is wrong with each pose, see :func:`.checks.check_poses`."""
