@@ -39,7 +39,7 @@ ENGINES = {
 }
 """Sub-package of dig_plugins -> third-party packages it may import besides what dig_core needs."""
 
-SHARED = {"lazy", "models", "report", "panels", "page", "progress", "record"}
+SHARED = {"claim", "lazy", "models", "report", "panels", "page", "progress", "record"}
 """Parts of dig_plugins that know no engine: every sub-package may import them."""
 
 ABOVE = {"cli", "tasks"}

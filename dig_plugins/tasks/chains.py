@@ -8,20 +8,19 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import finished, read_arrays, read_json, understood, write_atomically
+from dig_core.files import finished, read_arrays, understood, write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size
 from dig_core.montecarlo.chain import Reason
 from dig_core.random import as_seed
 
 from .. import models
+from ..claim import claimed
 from ..record import of_checkpoint, of_software, write_record
 from .result import Run
 from .subjects import Given, subject
@@ -61,7 +60,7 @@ def mc(
     state = _state(directory)
     seed = as_seed(seed) if seed is not None or state is None else int(state["seed"])
     chain, about = _chain(model, given, state, seed, md_steps, proposals, timestep, scheme)
-    with _claimed(directory, about):
+    with claimed(directory, about, "chain"):
         state = _state(directory)
         done = 0 if state is None else int(state["segments"])
         if state is not None:
@@ -89,31 +88,6 @@ def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: 
     chain = DiGMonteCarlo(simulation, asked.dig, energy=energy, **settings)
     system = hashlib.sha256(openmm.XmlSerializer.serialize(asked.system.system).encode()).hexdigest()
     return chain, {"model_sha256": models.sha256(model), "system_sha256": system, "timestep_fs": timestep, **settings}
-
-
-@contextmanager
-def _claimed(directory: Path, about: dict) -> Iterator[None]:
-    """The directory is that of this chain, and of this process while it works; CheckpointError, saying what differs, if it is another's."""
-    place = directory / "settings.json"
-    if place.is_file():
-        held = read_json(place)
-        odd = [f"{key} {held.get(key)}, not {value}" for key, value in about.items() if held.get(key) != value]
-        if odd:
-            said = "; ".join(odd)
-            raise CheckpointError(f"the chain in {directory} was begun with {said}: choose another directory, or the same settings.")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, json.dumps(about, indent=2).encode())
-    lock = FileLock(directory / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise IncompatibleError(f"another process works on the chain in {directory}: wait for it, or choose another directory.") from error
-    try:
-        for left in directory.rglob(".*.tmp.*"):  # of processes that were killed
-            left.unlink()
-        yield
-    finally:
-        lock.release()
 
 
 def _run(chain, directory: Path, blocks: int, save: int, done: int, progress: bool | None) -> None:

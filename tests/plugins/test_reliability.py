@@ -15,6 +15,7 @@ import torch
 
 from dig_core.system.protein import protein
 from dig_core.types import Geometry
+from dig_plugins.claim import claimed
 from dig_plugins.models import cache
 from dig_plugins.tasks import chains
 from tests.core.mutations import json_mutated, mutated, survives
@@ -122,7 +123,7 @@ def test_chains(count, tmp_path):
     about = {"model_sha256": "abc", "timestep_fs": 1.0, "seed": 3}
 
     def claim():
-        with chains._claimed(tmp_path, about):
+        with claimed(tmp_path, about, "chain"):
             pass
 
     claim()
