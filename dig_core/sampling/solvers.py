@@ -86,7 +86,7 @@ def dpm_solver(
     """DPM-Solver++(2M), Lu et al., arXiv:2211.01095: second order in log(alpha / sigma), one evaluation a step, deterministic.
 
     Written for y = x / alpha and its noise level sigma / alpha, so that one formula serves every schedule and, with alpha = 1,
-    the torus. The last step goes to the denoised state, at first order.
+    the torus and rotations. The last step goes to the denoised state, at first order.
     """
     state = _first(model.process, rng, start)
     before: dict[str, tuple[Tensor, Tensor]] = {}
@@ -100,7 +100,8 @@ def dpm_solver(
             if name in before and float(s) > 0:
                 last, level_before = before[name]
                 ratio = torch.log(level_t / level_s) / torch.log(level_before / level_t)
-                towards = towards + 0.5 * ratio * part.space.log(last, clean[name])
+                # The motion of the clean state is one at its own place: in tangents at x it is a rate, on flat spaces the same.
+                towards = towards + 0.5 * ratio * part.space.rate(towards, part.space.log(last, clean[name]))
             earlier[name] = part.space.exp(x, (1 - level_s / level_t) * towards) * alpha_s
             before[name] = clean[name], level_t
         state = earlier

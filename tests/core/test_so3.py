@@ -273,6 +273,19 @@ def test_runge_kutta_keeps_its_order_on_rotations():
     assert error("heun", 20) / error("heun", 40) > 0.7 * 2**2
 
 
+@pytest.mark.slow
+def test_multistep_solver_is_of_second_order_on_rotations():
+    """Far from the data, where a clean state is a long turn away and turns do not commute, as near."""
+    latent = vectors(8, 5)
+
+    def end(steps: int) -> torch.Tensor:
+        grid = torch.cat([torch.zeros(1, dtype=DOUBLE), torch.linspace(0.02, 1, steps + 1, dtype=DOUBLE)])
+        return SOLVERS["dpm++"](MODEL, None, grid, Streams(0, range(8)), start={"turn": latent})["turn"]
+
+    fine, coarse, half = end(240), end(30), end(60)
+    assert float(SPACE.log(fine, coarse).norm()) > 0.8 * 2**2 * float(SPACE.log(fine, half).norm())
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.15])
 def test_path_weights_have_the_normalising_constant_as_their_mean(strength):
     dig, energy = toy(Sabotaged(MODEL, strength) if strength else MODEL), LawEnergy(MODEL)
