@@ -10,9 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dig_core.errors import CheckpointError, IncompatibleError
-from dig_core.files import read_json, write_atomically
+from dig_core.files import read_json, understood, write_atomically
+from dig_core.random import as_seed
 
-__all__ = ["claimed", "part_of", "settings"]
+__all__ = ["claimed", "kept_seed", "part_of", "settings"]
 
 
 def part_of(path: str | Path) -> Path:
@@ -25,6 +26,13 @@ def settings(directory: Path) -> dict:
     """What the work in ``directory`` was begun with; nothing where there is none. Raises CheckpointError if it cannot be read."""
     place = directory / "settings.json"
     return read_json(place) if place.is_file() else {}
+
+
+def kept_seed(directory: Path) -> int | None:
+    """The seed among :func:`settings`. Raises CheckpointError if that is none."""
+    held = settings(directory)
+    with understood(directory / "settings.json", "cannot be read", f"delete {directory.name}"):
+        return as_seed(held["seed"]) if "seed" in held else None
 
 
 @contextmanager

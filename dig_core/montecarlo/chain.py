@@ -168,22 +168,23 @@ class Pool:
 
 
 def weighed(
-    proposal: Proposal, energy: Energy, n: int, *, seed: int, batch: int = 256, executor: Executor | None = None
+    proposal: Proposal, energy: Energy, n: int, *, seed: int, batch: int = 256, start: int = 0, executor: Executor | None = None
 ) -> Iterator[Candidates]:
-    """The first ``n`` candidates of a :class:`Pool`, a batch at a time, with flat memory.
+    """The first ``n`` candidates of a :class:`Pool` from number ``start`` on, a batch at a time, with flat memory.
 
     ``executor``: processes that each draw, weigh and evaluate a batch; the numbers are those of this process, bit by bit on processors of
     one kind. The proposal's model travels as the bytes of its checkpoint, the energy as executors send objects.
     """
     if n < 1 or batch < 1:
         raise IncompatibleError(f"expected at least 1 proposal, in batches of at least 1, got n = {n} and batch = {batch}.")
-    seed, batches = as_seed(seed), (range(low, low + batch) for low in range(0, n, batch))
+    seed, lows = as_seed(seed), range(start, start + n, batch)
+    batches = (range(low, low + batch) for low in lows)
     if executor is None:
         made: Iterator[Candidates] = (_candidates(proposal, energy, seed, rows) for rows in batches)
     else:
         made = in_order(executor, partial(_elsewhere, proposal, energy, seed, torch.get_num_threads()), batches)
-    for low, found in zip(range(0, n, batch), made, strict=True):
-        yield Candidates(*(field[: n - low] for field in found))
+    for low, found in zip(lows, made, strict=True):
+        yield Candidates(*(field[: start + n - low] for field in found))
 
 
 def _elsewhere(proposal: Proposal, energy: Energy, seed: int, threads: int, rows: range) -> Candidates:

@@ -45,7 +45,7 @@ _HOME = {
     "thermal_widths": "convert",
     "to_geometry": "convert",
     "to_nanometers": "convert",
-    "write_samples": "ensemble",
+    "write_samples": "stream",
 }
 
 __all__ = sorted(_HOME)

@@ -102,6 +102,11 @@ class OpenMMEnergy:
         """Name of the platform in use."""
         return self._platform
 
+    @property
+    def threads(self) -> int | None:
+        """Of the CPU platform, None where it is left to OpenMM."""
+        return int(self._properties["Threads"]) if "Threads" in self._properties else None
+
     def __call__(self, geometry: Geometry) -> Tensor:
         """u (B,) float64 of (B, N, 3) Angstrom. IncompatibleError if N is not the System's, or if there is a cell."""
         positions = geometry.positions

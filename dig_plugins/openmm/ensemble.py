@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import openmm
 from openmm import app
 from tqdm.auto import tqdm
 
@@ -22,16 +24,17 @@ from dig_core.random import as_seed
 from .. import models
 from .convert import check_supported, check_topology
 from .energy import OpenMMEnergy
-from .files import XTC, writable, write_frames
+from .files import writable, write_frames
 from .systems import model_system
 
-__all__ = ["Ensemble", "Weighed", "Written", "sample", "writable", "write_samples"]
+__all__ = ["Ensemble", "Source", "Weighed", "sample", "writable"]
 
 
 class Weighed:
-    """What ``log_weights`` (F,) say, raw."""
+    """What ``log_weights`` (F,) of the samples of ``seed`` say, raw."""
 
     log_weights: np.ndarray
+    seed: int
 
     @property
     def weights(self) -> np.ndarray:
@@ -48,15 +51,11 @@ class Weighed:
         """What a Metropolis chain on these proposals would accept."""
         return metropolis_acceptance(self.log_weights)
 
-
-@dataclass(frozen=True)
-class Written(Weighed):
-    """What :func:`write_samples` has written to ``path``, without the positions; fields as of :class:`Ensemble`."""
-
-    path: Path
-    log_weights: np.ndarray
-    energies: np.ndarray
-    seed: int
+    def picks(self, n: int | None = None) -> np.ndarray:
+        """(n,) rising numbers of structures, systematically resampled to equal weight; n is the effective size if not given."""
+        n = max(1, int(self.effective_sample_size)) if n is None else int(n)
+        edges = (np.arange(n) + np.random.default_rng(self.seed).random()) / n
+        return np.searchsorted(np.cumsum(self.weights), edges).clip(max=len(self.log_weights) - 1)
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,7 @@ class Ensemble(Weighed):
 
     def resample(self, n: int | None = None) -> np.ndarray:
         """(n, N, 3) nm structures of equal weight, drawn systematically; n is the effective size if not given."""
-        n = max(1, int(self.effective_sample_size)) if n is None else int(n)
-        edges = (np.arange(n) + np.random.default_rng(self.seed).random()) / n
-        return self.positions[np.searchsorted(np.cumsum(self.weights), edges).clip(max=len(self.positions) - 1)]
+        return self.positions[self.picks(n)]
 
     def save(self, path: str | Path) -> None:
         """``.xtc`` (with a .pdb topology and a .npz of weights beside it), ``.pdb`` (resampled models), or ``.npz`` alone."""
@@ -113,61 +110,46 @@ def sample(
     that draw and evaluate a batch each; the same seed gives the same ensemble.
     """
     seed = as_seed(seed)
-    topology, made = _drawn(model, n, simulation, seed, steps, batch, progress, executor)
+    source = Source.of(model, simulation)
+    made = source.drawn(n, source.energy(), seed=seed, steps=steps, batch=batch, progress=progress, executor=executor)
     log_weights, u, positions = (np.concatenate(parts) for parts in zip(*((p.log_weight, p.u, p.positions) for p in made), strict=True))
-    return Ensemble(topology, positions / 10, log_weights, u, seed)
+    return Ensemble(source.topology, positions / 10, log_weights, u, seed)
 
 
-def write_samples(
-    model: str | DiG,
-    n: int,
-    path: str | Path,
-    *,
-    simulation: app.Simulation | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    batch: int = 1024,
-    progress: bool | None = None,
-    executor: Executor | None = None,
-) -> Written:
-    """The structures of :func:`sample` to an ``.xtc`` file as they come, so that memory holds a batch of them.
+class Source(NamedTuple):
+    """A model and the molecule that it draws."""
 
-    Beside it the first structure (``.pdb``) and ``log_weights``, ``energies``, ``seed`` (``.npz``). All are there at the end, or none.
-    """
-    path, seed = writable(path), as_seed(seed)
-    if path.suffix != ".xtc":
-        raise IncompatibleError(f"expected a file name ending in .xtc to write structures to as they come, got {path.name!r}.")
-    topology, made = _drawn(model, n, simulation, seed, steps, batch, progress, executor)
-    columns = []
-    with XTC(path, topology) as trajectory:
-        for part in made:
-            trajectory.write(part.positions / 10)
-            columns.append((part.log_weight, part.u))
-        log_weights, energies = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        buffer = io.BytesIO()
-        np.savez(buffer, log_weights=log_weights, energies=energies, seed=seed)
-        write_atomically(path.with_suffix(".npz"), buffer.getvalue())
-    return Written(path, log_weights, energies, seed)
+    dig: DiG
+    topology: app.Topology
+    system: openmm.System
 
+    @classmethod
+    def of(cls, model: str | DiG, simulation: app.Simulation | None) -> Source:
+        """Raises IncompatibleError where they do not fit, or there is no temperature or no System."""
+        dig = models.load(model) if isinstance(model, str) else model
+        if simulation is not None:
+            topology, system = simulation.topology, simulation.system
+        elif isinstance(model, str) and model in models.index():
+            topology, system, *_ = model_system(model)
+        else:
+            raise IncompatibleError("pass simulation=: only shipped models know their System.")
+        check_topology(dig.descriptor, topology)
+        check_supported(system, topology)
+        if dig.card.temperature is None:
+            raise IncompatibleError(f"the model {dig.card.name!r} has no temperature in its card: its weights are undefined.")
+        return cls(dig, topology, system)
 
-def _drawn(
-    model: str | DiG, n: int, simulation: app.Simulation | None, seed: int, steps: int | None, batch: int, progress: bool | None,
-    executor: Executor | None,
-) -> tuple[app.Topology, Iterator[Candidates]]:  # fmt: skip
-    """The topology of the molecule, and weighed structures of it a batch at a time."""
-    dig = models.load(model) if isinstance(model, str) else model
-    if simulation is not None:
-        topology, system = simulation.topology, simulation.system
-    elif isinstance(model, str) and model in models.index():
-        topology, system, *_ = model_system(model)
-    else:
-        raise IncompatibleError("pass simulation=: only shipped models know their System.")
-    if n < 1:
-        raise IncompatibleError(f"expected to draw at least 1 sample, got n = {n}.")
-    check_topology(dig.descriptor, topology)
-    check_supported(system, topology)
-    if dig.card.temperature is None:
-        raise IncompatibleError(f"the model {dig.card.name!r} has no temperature in its card: its weights are undefined.")
-    energy = OpenMMEnergy(system, dig.card.temperature)
-    made = weighed(dig.proposal(steps=steps), energy, n, seed=seed, batch=batch, executor=executor)
-    return topology, tqdm(made, total=-(-n // batch), desc="samples", disable=None if progress is None else not progress)
+    def energy(self, **options) -> OpenMMEnergy:
+        """Options as of the constructor."""
+        return OpenMMEnergy(self.system, self.dig.card.temperature, **options)
+
+    def drawn(
+        self, n: int, energy: OpenMMEnergy, *, seed: int, steps: int | None, batch: int, start: int = 0, progress: bool | None,
+        executor: Executor | None,
+    ) -> Iterator[Candidates]:  # fmt: skip
+        """Weighed structures ``start`` to ``n``, a batch at a time."""
+        if n < 1 or batch < 1:
+            raise IncompatibleError(f"expected to draw at least 1 sample, in batches of at least 1, got n = {n} and batch = {batch}.")
+        made = weighed(self.dig.proposal(steps=steps), energy, n - start, seed=seed, batch=batch, start=start, executor=executor)
+        quiet = None if progress is None else not progress
+        return tqdm(made, total=-(-n // batch), initial=start // batch, desc="samples", disable=quiet)

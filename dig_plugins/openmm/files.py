@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import zipfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 from openmm import app, unit
 
 from dig_core.errors import IncompatibleError, StateError
-from dig_core.files import finished, read_arrays, write_atomically
+from dig_core.files import finished, read_arrays
 
-__all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_frames"]
+__all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_arrays", "write_frames", "write_models"]
 
 
 def read_pdb(path: str | Path) -> app.PDBFile:
@@ -54,10 +55,33 @@ def read_frames(path: str | Path, topology: app.Topology) -> np.ndarray:
 def write_frames(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
     """(F, N, 3) nm as the models of a ``.pdb``, or as ``.xtc`` (1e-4 nm) with the first structure as a ``.pdb`` beside it."""
     if path.suffix == ".pdb":
-        _write_pdb(path, topology, frames)
+        write_models(path, topology, frames, len(frames))
         return
     with XTC(path, topology) as trajectory:
         trajectory.write(frames)
+
+
+def write_models(path: Path, topology: app.Topology, frames: Iterable[np.ndarray], count: int) -> None:
+    """``count`` structures (N, 3) nm, as they come, as the models of a ``.pdb``."""
+    with finished(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as text:
+        app.PDBFile.writeHeader(topology, text)
+        for number, frame in enumerate(frames, start=1):
+            app.PDBFile.writeModel(topology, frame * 10, text, modelIndex=number if count > 1 else None, keepIds=True)
+        app.PDBFile.writeFooter(topology, text)
+
+
+def write_arrays(path: Path, positions: Iterable[np.ndarray] = (), shape: tuple[int, ...] = (), **arrays: np.ndarray | int) -> None:
+    """A ``.npz`` of ``arrays`` and, where they have a ``shape`` (F, N, 3), float32 ``positions`` as they come."""
+    with finished(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+        if not shape:
+            return
+        with archive.open("positions.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for part in positions:
+                stream.write(part.astype("<f4").tobytes())
 
 
 class XTC:
@@ -89,7 +113,7 @@ class XTC:
 
     def __exit__(self, *error) -> None:
         if error[0] is None and self._first is not None:
-            _write_pdb(self._path.with_suffix(".pdb"), self._topology, self._first)
+            write_models(self._path.with_suffix(".pdb"), self._topology, self._first, 1)
         self._stack.__exit__(*error)
 
 
@@ -116,12 +140,3 @@ def _same_atoms(path: Path, found: app.Topology, wanted: app.Topology) -> None:
     if found.getNumAtoms() != wanted.getNumAtoms() or odd is not None:
         why = f"atom {odd} is another element" if odd is not None else f"it has {found.getNumAtoms()}, not {wanted.getNumAtoms()}"
         raise IncompatibleError(f"{path} holds other atoms than the model, or in another order: {why}.")
-
-
-def _write_pdb(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
-    text = io.StringIO()
-    app.PDBFile.writeHeader(topology, text)
-    for number, frame in enumerate(frames, start=1):
-        app.PDBFile.writeModel(topology, frame * 10, text, modelIndex=number if len(frames) > 1 else None, keepIds=True)
-    app.PDBFile.writeFooter(topology, text)
-    write_atomically(path, text.getvalue().encode())

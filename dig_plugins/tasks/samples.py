@@ -11,6 +11,7 @@ from dig_core.errors import IncompatibleError
 from dig_core.random import as_seed
 
 from .. import models
+from ..claim import kept_seed, part_of
 from ..record import of_checkpoint, of_software, write_record
 from .result import Run, writable
 from .subjects import Given, kind_of, subject, temperature_of
@@ -24,25 +25,30 @@ def sample(
 ) -> Run:  # fmt: skip
     """``n`` independent structures with their exact weights where the model has an energy, and a record (``.json``) beside them.
 
+    Molecules are written as they come: memory holds a batch, and the same call goes on with a run that was cut off
+    (:func:`dig_plugins.openmm.write_samples`).
+
     Parameters
     ----------
     model: a name or a checkpoint.
     out: of molecules ``.xtc`` (with a .pdb and a .npz of weights beside it), ``.pdb`` or ``.npz``; of proteins ``.xtc``, ``.dcd`` or
         ``.pdb``; of conformers ``.sdf``; of crystals ``.extxyz`` or ``.cif``. The first of them, called "samples", if None.
     given: the system, where the model does not bring it. steps: of the sampler, the model's own if None.
-    seed: drawn and recorded if None; structure i depends on (seed, i) alone. progress: a bar; None shows it on terminals only.
+    seed: that of the run that was cut off, or drawn and recorded, if None; structure i depends on (seed, i) alone.
+    progress: a bar; None shows it on terminals only.
 
     Raises
     ------
     IncompatibleError: another ending, no directory, a system that is missing or is not the model's; models of adsorbates, which have a
-    verb of their own. And what the engines' functions raise.
+    verb of their own. CheckpointError: the run that was cut off had other settings. And what the engines' functions raise.
     """
     dig, given, began = models.load(model), given or Given(), time.perf_counter()
     kind = kind_of(dig)
     if kind not in _DRAWN:
         raise IncompatibleError(f"{model} is a model of adsorbates: sample it by dig_plugins.ase.adsorption.adsorb (the verb adsorb).")
     suffixes, draw = _DRAWN[kind]
-    out, seed = writable(Path(f"samples{suffixes[0]}") if out is None else out, suffixes), as_seed(seed)
+    out = writable(Path(f"samples{suffixes[0]}") if out is None else out, suffixes)
+    seed = as_seed(kept_seed(part_of(out)) if seed is None else seed)
     result, said, packages = draw(dig, str(model), given, n, out, {"seed": seed, "steps": steps}, progress)
     size = result.effective_sample_size
     size = size() if callable(size) else size
@@ -57,14 +63,13 @@ def sample(
 
 
 def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
-    from ..openmm import sample as draw
+    from ..openmm import write_samples
 
     if given.of is None and "structure" in models.index().get(model, {}):
-        found = draw(model, n, progress=progress, **options)
+        found = write_samples(model, n, out, progress=progress, **options)
     else:
         system = subject(model, given).system
-        found = draw(dig, n, simulation=system.simulation(seed=options["seed"]), progress=progress, **options)
-    found.save(out)
+        found = write_samples(dig, n, out, simulation=system.simulation(seed=options["seed"]), progress=progress, **options)
     return found, f"{n} structures worth {found.effective_sample_size:.0f} equilibrium samples", ("openmm",)
 
 
