@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -111,7 +112,8 @@ def averaged(model: ScoreModel, frames: Frames, company: Frames, noised: Noised,
 
 def denoising_loss(
     model: ScoreModel, frames: Frames, descriptor: Descriptor, t: Tensor, rng: torch.Generator, *,
-    fisher: Tangent | None = None, company: Frames | None = None, shared: bool = False,
+    fisher: Tangent | None = None, company: Frames | None = None, shared: bool = False, real: dict[str, Tensor] | None = None,
+    emphasis: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Likelihood-weighted squared error of the noise, and the misfit of its predicted variance, per frame.
 
@@ -119,25 +121,30 @@ def denoising_loss(
     integral over uniform t is the Kullback-Leibler divergence of the paths up to a constant, in nats) and ``spread`` (normal
     negative log-likelihood of the remaining noise; the mean is held fixed in it, so it trains the variance only).
     All is computed where the model is. ``shared``: only this process's rows of what is drawn, where several train together (:mod:`.team`).
+    ``real`` (B, *shape) False where a component is padded, which counts for nothing; ``emphasis`` multiplies a component's squared error.
+    What either leaves out is real, and has the emphasis 1.
     """
     device = (next(model.parameters(), t) if isinstance(model, torch.nn.Module) else t).device
     frames, t, company = frames.to(device), t.to(device), None if company is None else company.to(device)
     fisher = None if fisher is None else {name: x.to(device) for name, x in fisher.items()}
+    real, emphasis = {name: x.to(device) for name, x in (real or {}).items()}, emphasis or {}
     noised = model.process.noise(frames.state, t, rng)
     own, factor = own_rows(len(t)) if shared else (slice(0, len(t)), 1.0)
     if own != slice(0, len(t)):
         descriptor, frames, noised, t = _rows(descriptor, own), frames.take(own), _taken(noised, own), t[own]
+        real = {name: x[own] for name, x in real.items()}
         company = None if company is None else company.take(own)
         fisher = None if fisher is None else {n: x[own] if x.dim() == noised.state[n].dim() else x for n, x in fisher.items()}
     target = blend(model, frames, noised, t, fisher) if company is None else averaged(model, frames, company, noised, t, fisher)
     moments = model.moments(noised.state, t, descriptor)
     error, misfit = torch.zeros_like(t), torch.zeros_like(t)
     for name, process in model.process.items():
-        error = error + 0.5 * process.weight(t) * ((moments.noise[name] - target[name]) ** 2).flatten(1).sum(1)
+        mask, half = real.get(name, 1.0), 0.5 * emphasis.get(name, 1.0)
+        error = error + half * process.weight(t) * ((moments.noise[name] - target[name]) ** 2 * mask).flatten(1).sum(1)
         # The noise as drawn, whole turns included: its variance is the one that reverse kernels on a torus have.
         left = (noised.drawn[name] - moments.noise[name].detach()) ** 2
         spread = moments.spread[name] + 1e-6
-        misfit = misfit + 0.5 * (left / spread + spread.log()).flatten(1).sum(1)
+        misfit = misfit + 0.5 * ((left / spread + spread.log()) * mask).flatten(1).sum(1)
     if frames.weight is not None:
         error, misfit = error * frames.weight, misfit * frames.weight
     return {"noise": factor * error.mean(), "spread": factor * misfit.mean()}

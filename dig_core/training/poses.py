@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..coordinates.complex import Complex
 from ..coordinates.scaffold import Scaffold
@@ -14,8 +14,9 @@ from ..coordinates.scene import Scene
 from ..errors import IncompatibleError
 from ..nn.pose import PoseGraphormer
 from ..score import NoiseScore, ScoreModel
-from ..types import State
-from .losses import Frames, stratified_times
+from ..system.descriptor import Descriptor
+from ..types import State, Tangent
+from .losses import Frames, denoising_loss, stratified_times
 
 __all__ = ["Poses"]
 
@@ -76,30 +77,13 @@ class Poses:
     ) -> dict[str, Tensor]:
         if not isinstance(model, NoiseScore) or not isinstance(model.network, PoseGraphormer):
             raise IncompatibleError(f"expected a NoiseScore of a PoseGraphormer, got a {type(model).__name__}.")
-        network, device = model.network, model.network.kind.weight.device
-        clean = {name: x[self.first[which] + pick] for name, x in self.frames.items()}
-        process = network.joint(clean["shape"].shape[1], clean["torsion"].shape[1])
-        noised = process.noise(clean, t, rng)
-        scene, which = self._held("scene", network.kind.weight), which.to(device)
-        if jitter:
-            shaken = scene.wall_at + jitter * torch.randn(scene.wall_at.shape, generator=rng).to(device)
-            scene = replace(scene, wall_at=shaken)
-        state, target, drawn = ({n: x.to(device) for n, x in part.items()} for part in noised)
-        state.setdefault("torsion", state["shape"].new_zeros(len(t), 0))  # no ligand has any
-        t = t.to(device)
-        with torch.no_grad():
-            ligand = self._held("scaffold", network.kind.weight).place(state, which, network.coordinates.width)
-        departure, log_spread = network.look(state, ligand, t, scene, which)
-        masks = {"torsion": scene.turns_real[which], "shape": scene.shapes_real[which]}
-        error, misfit = torch.zeros_like(t), torch.zeros_like(t)
-        for name, part in process.items():
-            scale, mask = part.scale(t), masks.get(name, 1.0)
-            mean = scale.skip * state[name] + scale.out * departure[name]
-            error = error + 0.5 * _EMPHASIS[name] * part.weight(t) * ((mean - target[name]).square() * mask).sum(1)
-            spread = scale.spread * torch.exp(log_spread[name].clamp(-6.0, 2.0)) + 1e-6
-            left = (drawn[name] - mean.detach()).square()
-            misfit = misfit + 0.5 * ((left / spread + spread.log()) * mask).sum(1)
-        return {"noise": error.mean(), "spread": misfit.mean()}
+        network, like = model.network, model.network.kind.weight
+        state = {name: x[self.first[which] + pick] for name, x in self.frames.items()}
+        scene, scaffold, which = self._held("scene", like), self._held("scaffold", like), which.to(like.device)
+        process = network.joint(state["shape"].shape[1], state["torsion"].shape[1])
+        seen = NoiseScore(_Seen(network, scene, scaffold, which, jitter, rng), process)
+        real = {"torsion": scene.turns_real[which], "shape": scene.shapes_real[which]}
+        return denoising_loss(seen, Frames(state), self.systems[0][0], t, rng, real=real, emphasis=_EMPHASIS)
 
     def _held(self, name: str, like: Tensor):
         """Moved once: to where the network is."""
@@ -108,6 +92,25 @@ class Poses:
             found = getattr(self, name)
             self.__dict__[key] = (wanted, found.to(like) if name == "scene" else found.to(like.device))
         return self.__dict__[key][1]
+
+
+class _Seen(nn.Module):
+    """The network of a batch of padded states, row b of system ``which[b]``; their pockets' atoms are shaken at every look."""
+
+    def __init__(
+        self, network: PoseGraphormer, scene: Scene, scaffold: Scaffold, which: Tensor, jitter: float, rng: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.network, self.scene, self.scaffold, self.which, self.jitter, self.rng = network, scene, scaffold, which, jitter, rng
+
+    def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
+        scene, state = self.scene, {"torsion": state["shape"].new_zeros(len(t), 0), **state}  # no ligand may have any
+        if self.jitter:
+            noise = torch.randn(scene.wall_at.shape, generator=self.rng).to(scene.wall_at)
+            scene = replace(scene, wall_at=scene.wall_at + self.jitter * noise)
+        with torch.no_grad():
+            ligand = self.scaffold.place(state, self.which, self.network.coordinates.width)
+        return self.network.look(state, ligand, t, scene, self.which)
 
 
 def _padded(state: State, shapes: int, torsions: int) -> State:

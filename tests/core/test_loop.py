@@ -160,6 +160,23 @@ def test_spread_loss_does_not_move_the_mean():
     assert (gradient[:3] != 0).all() and (gradient[3:] == 0).all()
 
 
+def test_padded_values_count_for_nothing():
+    """Whatever is said of them: what is real and what is not add up to the whole."""
+    real = torch.rand(len(VALIDATION), 2, generator=torch.Generator().manual_seed(3)) < 0.5
+    nothing = {name: torch.zeros_like(x, dtype=torch.bool) for name, x in VALIDATION.state.items()}
+    seen, padded, whole = (losses(EXACT, real=mask) for mask in ({"flat": real}, nothing | {"flat": ~real}, {}))
+    assert all(seen[name] + padded[name] == pytest.approx(whole[name], rel=1e-5) for name in whole)
+    wrong = Altered(noise=lambda name, x, state: torch.where(real, x, 7.0) if name == "flat" else x)
+    assert losses(wrong, real={"flat": real}) == seen != losses(wrong, real={})
+
+
+def test_emphasis_is_on_the_error_of_a_component():
+    whole, flat, turn = (losses(EXACT, emphasis=e) for e in ({}, {"turn": 0.0}, {"flat": 0.0}))
+    assert flat["noise"] + 0.5 * turn["noise"] == pytest.approx(losses(EXACT, emphasis={"turn": 0.5})["noise"], rel=1e-5)
+    assert flat["noise"] + turn["noise"] == pytest.approx(whole["noise"], rel=1e-5)
+    assert whole["spread"] == flat["spread"] == turn["spread"]
+
+
 def test_frames_weigh_as_their_weights_say():
     n = len(VALIDATION)
     first = torch.rand(n, generator=torch.Generator().manual_seed(1))
