@@ -11,7 +11,7 @@ import numpy as np
 from dig_core.files import write_atomically
 from dig_core.training.fit import Progress
 
-from .panels import BLUE, GREY, ORANGE, new_figure, to_png
+from .panels import BLUE, annealing, new_figure, say, to_png
 
 __all__ = ["pictures", "training_picture"]
 
@@ -54,22 +54,11 @@ def pictures(out: Path | None) -> Callable[[Progress], None]:
 
 
 def _annealing(axes, rungs: Sequence[Mapping]) -> None:
-    axes.set(title="Annealing: from the prior (0) to the energy (1)", xlabel="rung", ylim=(0, 1))
-    if not rungs:
-        axes.text(0.5, 0.5, "no annealing", ha="center", transform=axes.transAxes)
-        return
-    numbers = [rung["rung"] for rung in rungs]
-    lines = {
-        "beta": ("how far", "--", GREY),
-        "ess": ("raw ESS for that law", "o-", BLUE),
-        "ess_target": ("raw ESS at the energy itself", "o-", ORANGE),
-        "acceptance": ("moves accepted", "o-", BLUE),
-        "families": ("families left", "o-", ORANGE),
-    }
-    for key, (label, style, colour) in lines.items():
-        if key in rungs[0]:
-            axes.plot(numbers, [rung[key] for rung in rungs], style, ms=3, color=colour, label=label)
-    axes.legend(fontsize=8)
+    axes.set_title("Annealing: from the prior (0) to the energy (1)")
+    if rungs:
+        annealing(axes, rungs)
+    else:
+        say(axes, "no annealing")
 
 
 def _stages(axes, history: Sequence[Mapping]) -> None:

@@ -16,7 +16,7 @@ from dig_core.files import write_atomically
 
 from . import models
 
-__all__ = ["SCHEMA", "empty_directory", "of_checkpoint", "of_software", "record_of", "versions", "write_record"]
+__all__ = ["SCHEMA", "empty_directory", "of_checkpoint", "of_software", "plain", "record_of", "versions", "write_record"]
 
 SCHEMA = 1
 
@@ -53,7 +53,7 @@ def write_record(out: str | Path, record: Mapping[str, Any]) -> Path:
     """Write ``record`` where :func:`record_of` says, complete or not at all. Numbers that JSON has not, NaN and infinities, are null."""
     place = record_of(out)
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, json.dumps(_plain(record), indent=2, allow_nan=False).encode())
+    write_atomically(place, json.dumps(plain(record), indent=2, allow_nan=False).encode())
     return place
 
 
@@ -65,11 +65,12 @@ def empty_directory(out: str | Path) -> Path:
     return out
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as the record holds it: of what JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item") and not getattr(value, "ndim", 0):  # numbers of numpy and torch
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

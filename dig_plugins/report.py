@@ -1,225 +1,181 @@
-"""The report of a run: one figure, one page. Draws with panels.py, writes with page.py, knows no engine."""
+"""The report of a run: a page and a picture beside its record, of the panels, structures and tables that the task says it has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dig_core.montecarlo.analysis import (
-    Profile,
-    effective_sample_size,
-    largest_weight_share,
-    longest_rejection_run,
-    metropolis_acceptance,
-)
-from dig_plugins.page import Picture, Table, write_report
-from dig_plugins.panels import (
-    BLUE,
-    GREY,
-    ORANGE,
-    ess_convergence,
-    new_figure,
-    profile,
-    ramachandran,
-    to_png,
-    trace_acceptance,
-    weight_histogram,
-)
+from dig_core.files import write_atomically
+
+from .page import Fact, Picture, Table, document, fact
+from .panels import new_figure
+from .record import plain, record_of
+from .scene import Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = [
-    "DemoResult",
-    "Picture",
-    "Run",
-    "Table",
-    "demo_figure",
-    "demo_report",
-    "ess_convergence",
-    "new_figure",
-    "profile",
-    "ramachandran",
-    "to_png",
-    "trace_acceptance",
-    "weight_histogram",
-    "write_report",
-]
+__all__ = ["Fact", "Panel", "Report", "Scene", "Table", "fact", "page_of", "write_report"]
 
-
-@dataclass(frozen=True)
-class Run:
-    """One simulation: backbone dihedrals (F,) rad, the free energy along phi (centres in rad), and what it cost.
-
-    ``visits`` counts independent visits to phi > 0, by the caller's own definition; ``wall_time`` is in seconds.
-    """
-
-    name: str
-    phi: np.ndarray
-    psi: np.ndarray
-    profile: Profile
-    wall_time: float
-    visits: int
+_DPI, _WIDTH, _HEIGHT = 140, 10.0, 3.5  # inches: of the whole picture, and of a row of panels
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_TILES = {
+    "visits_to_positive_phi": ("visits to φ > 0", "{:d}"),
+    "plain_md.visits_to_positive_phi": ("visits by MD alone", "{:d}"),
+    "designs": ("crystals", "{:d}"),
+    "samples": ("structures", "{:d}"),
+    "n": ("structures", "{:d}"),
+    "frames": ("frames", "{:d}"),
+    "proposals_made": ("proposals", "{:d}"),
+    "sites": ("sites", "{:d}"),
+    "effective_sample_size": ("worth so many independent ones", "{:.1f}"),
+    "raw_ess": ("raw effective sample size", "{:.1%}"),
+    "acceptance": ("acceptance", "{:.1%}"),
+    "largest_weight_share": ("heaviest weight of all", "{:.2%}"),
+    "longest_rejection_run": ("longest run of rejections", "{:d}"),
+    "spread_log_weight": ("spread of log weights", "{:.2f}"),
+    "whole": ("whole structures", "{:d}"),
+    "evaluations": ("energy evaluations", "{:d}"),
+    "proposals_per_second": ("proposals a second", "{:.0f}"),
+    "temperature_K": ("temperature", "{:g} K"),
+    "seconds": ("wall time", "{:.1f} s"),
+}
+"""Figures of a record that tell most, the first six of which are shown on top: name and form."""
+_MOST_TILES = 6
+_LONGEST = 200  # characters of a record's value that the page shows
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """What the demonstration measured: DiG moves within MD against plain MD given the same wall time.
+class Panel:
+    """``draw`` makes the picture in the Axes that it is given; ``caption``: what it shows, how it is read; ``wide``: a row of its own."""
 
-    ``accepted`` (M,) bool, one entry a proposal in the chain's order; ``log_weights`` (K,) of the proposals, with -inf
-    for failed ones; ``reference`` a long run's free energy along phi (centres in rad), if there is one; ``system`` one
-    line on molecule, force field and temperature; ``versions`` package names to versions.
-    """
+    title: str
+    draw: Callable[[Axes], Any]
+    caption: str
+    wide: bool = False
 
-    system: str
-    dig: Run
-    md: Run
-    accepted: np.ndarray
-    log_weights: np.ndarray
-    proposals_per_second: float
-    seed: int
-    versions: Mapping[str, str]
-    reference: Profile | None = None
-    reference_name: str = "long parallel tempering"
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has to show. ``verdict``: whether it is a good one, and its words. Numbers come from the record, by :func:`fact`."""
+
+    title: str
+    panels: Sequence[Panel] = ()
+    lead: str = ""
+    verdict: tuple[bool, str] | None = None
+    scenes: Sequence[Scene] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
-
-def demo_figure(result: DemoResult) -> Figure:
-    """Six panels: both Ramachandran plots, the profiles, weights, acceptance, effective sample size."""
-    figure = new_figure(10.0, 11.4)
-    rows: Any = figure.subfigures(3, 1, height_ratios=[1.32, 0.95, 0.85])
-    maps, middle, bottom = rows
-    panels = [*maps.subplots(1, 2), middle.subplots(), *bottom.subplots(1, 3)]
-    for ax, run in zip(panels, (result.dig, result.md), strict=False):
-        visits = "1 visit" if run.visits == 1 else f"{run.visits} visits"
-        mesh = ramachandran(ax, run.phi, run.psi, label=f"{run.name}, {_seconds(run.wall_time)}, {visits} to φ > 0")
-    maps.colorbar(mesh, ax=panels[:2], shrink=0.8, extend="max", label="free energy (kT)")
-    _profiles(panels[2], result)
-    weight_histogram(panels[3], result.log_weights)
-    trace_acceptance(panels[4], result.accepted)
-    ess_convergence(panels[5], result.log_weights)
-    titles = ("Weights of the proposals", "Acceptance", "Effective sample size")
-    for ax, title in zip(panels[3:], titles, strict=True):
-        ax.set_title(title, loc="left")
-    for letter, ax in zip("abcdef", panels, strict=True):
-        title = f"{letter}  {ax.get_title(loc='left')}"
-        ax.set_title(title, loc="left", fontsize="medium", fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(letter in "ab")
-    return figure
+def page_of(out: str | Path) -> Path:
+    """Where the report of ``out`` is: ``report.html`` in a directory; beside a file, which has a suffix, the same name in ``.html``."""
+    out = Path(out)
+    return out.with_suffix(".html") if out.suffix else out / "report.html"
 
 
-def _profiles(ax: Axes, result: DemoResult) -> None:
-    if result.reference is not None:
-        profile(ax, _in_degrees(result.reference), result.reference_name, GREY, "--")
-    profile(ax, _in_degrees(result.md.profile), result.md.name, ORANGE)
-    profile(ax, _in_degrees(result.dig.profile), result.dig.name, BLUE)
-    ax.set(xlabel="φ (degrees)", xlim=(-180, 180), xticks=range(-180, 181, 60))
-    ax.set_ylim(-0.5, 1.22 * ax.get_ylim()[1])
-    ax.set_title("Free energy along φ; bands: two standard errors", loc="left")
-    ax.legend(loc="upper right", fontsize="small", ncols=3, framealpha=0.9)
+def write_report(out: str | Path, report: Report, record: Mapping[str, Any]) -> Path:
+    """Write the page that :func:`page_of` names, and beside it all panels as one ``.png``; return the page.
+
+    Without matplotlib the page has no pictures, and says so. A file appears under its name only when it is complete.
+    """
+    place, notes, held = page_of(out), list(report.notes), plain(record)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pictures: list[Picture] = []
+    if report.panels:
+        try:
+            whole, pictures = _drawn(report.panels)
+            write_atomically(place.with_suffix(".png"), whole)
+        except ImportError as error:
+            notes.append(f"Pictures are missing here: {error}.")
+    page = document(
+        report.title, lead=report.lead or _lead(held), verdict=report.verdict, tiles=_tiles(held), pictures=pictures, scenes=report.scenes,
+        tables=report.tables, notes=notes, details={"How to repeat it": _table(held, record_of(out).name)},
+    )  # fmt: skip
+    write_atomically(place, page.encode())
+    return place
 
 
-def demo_report(directory: str | Path, result: DemoResult) -> Path:
-    """Write ``report.html`` and ``report.png`` of a demonstration into ``directory``; returns the page's path."""
-    ess, acceptance = effective_sample_size(result.log_weights), float(np.mean(result.accepted))
-    highlights = {
-        f"visits to φ > 0, {result.dig.name}": str(result.dig.visits),
-        f"visits to φ > 0, {result.md.name}": str(result.md.visits),
-        "acceptance": f"{100 * acceptance:.1f} %",
-        "raw effective sample size": f"{100 * ess:.1f} %",
-        "proposals a second": f"{result.proposals_per_second:.0f}",
-    }
-    runs = Table(
-        ("", result.dig.name, result.md.name),
-        [
-            ("wall time", _seconds(result.dig.wall_time), _seconds(result.md.wall_time)),
-            ("frames", str(len(result.dig.phi)), str(len(result.md.phi))),
-            ("independent visits to φ > 0", str(result.dig.visits), str(result.md.visits)),
-            ("frames with φ > 0", _share(result.dig.phi), _share(result.md.phi)),
-        ],
-    )
-    origin = Table(("", "version or value"), [("seed", result.seed), *result.versions.items()])
-    picture = Picture(to_png(demo_figure(result)), _alt(result), _caption(result))
-    tables = {
-        "Same wall time, side by side": runs,
-        "Can these numbers be trusted?": _quality(result),
-        "How to repeat it": origin,
-    }
-    title = f"{result.dig.name} against {result.md.name}"
-    return write_report(directory, title, [picture], tables, result.notes, lead=result.system, highlights=highlights)
+def _drawn(panels: Sequence[Panel]) -> tuple[bytes, list[Picture]]:
+    """All panels as one PNG, and each cut out of it."""
+    rows = _rows(panels)
+    figure = new_figure(_WIDTH, _HEIGHT * len(rows))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas, parts = FigureCanvasAgg(figure), []
+    figure.set_dpi(_DPI)
+    for row, strip in zip(rows, figure.subfigures(len(rows), 1, squeeze=False).ravel(), strict=True):
+        for panel, part in zip(row, strip.subfigures(1, len(row), squeeze=False).ravel(), strict=True):
+            ax = part.subplots()
+            panel.draw(ax)
+            letter = f"{_LETTERS[len(parts) % 26]}  " if len(panels) > 1 else ""
+            # Of what takes more than one Axes the drawing has made its own.
+            part.suptitle(f"{letter}{panel.title}", x=0.02, ha="left", fontsize="medium", fontweight="bold")
+            for one in part.axes:
+                one.spines[["top", "right"]].set_visible(one.get_aspect() != "auto" and one.spines["top"].get_visible())
+            parts.append((panel, part, len(row) == 1))
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    pictures = []
+    for panel, part, wide in parts:
+        (left, bottom), (right, top) = np.rint(part.bbox.get_points()).astype(int)
+        cut = pixels[len(pixels) - top : len(pixels) - bottom, left:right]
+        pictures.append(Picture(_png(cut), panel.title, panel.caption, wide))
+    return _png(pixels), pictures
 
 
-def _quality(result: DemoResult) -> Table:
-    log_w, accepted = result.log_weights, result.accepted
-    rows = [
-        (
-            "acceptance of the chain",
-            f"{100 * float(np.mean(accepted)):.1f} %",
-            "share of proposals that became the next structure",
-        ),
-        (
-            "acceptance expected from the weights",
-            f"{100 * metropolis_acceptance(log_w):.1f} %",
-            "should agree with the line above",
-        ),
-        (
-            "raw effective sample size",
-            f"{100 * effective_sample_size(log_w):.1f} %",
-            "share of proposals that count after reweighting; nothing is clipped",
-        ),
-        (
-            "longest run of rejections",
-            f"{longest_rejection_run(accepted)} of {len(accepted)}",
-            "a long one means a structure that the model proposes too rarely",
-        ),
-        (
-            "heaviest proposal",
-            f"{100 * largest_weight_share(log_w):.2g} % of all weight",
-            "small is good: no single structure decides the averages",
-        ),
-        ("proposals", f"{len(log_w)}", f"{result.proposals_per_second:.0f} a second, energies included"),
-    ]
-    return Table(("", "this run", "what it says"), rows)
+def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """Two a row, wide ones alone."""
+    rows: list[list[Panel]] = []
+    for panel in panels:
+        if not panel.wide and rows and len(rows[-1]) == 1 and not rows[-1][0].wide:
+            rows[-1].append(panel)
+        else:
+            rows.append([panel])
+    return rows
 
 
-def _caption(result: DemoResult) -> str:
-    against = f" and with {result.reference_name} (grey, dashed)" if result.reference is not None else ""
-    return (
-        "(a, b) Where the backbone dihedrals φ and ψ were found: dark is most probable, yellow is rare, grey was never "
-        "visited. Both runs had the same wall time. "
-        f"(c) The free energy along φ, {result.dig.name} (blue) compared with {result.md.name} (orange){against}; bands "
-        "are two standard errors either side, gaps were never visited. The basin at φ > 0 is behind a barrier that plain "
-        "dynamics rarely crosses. "
-        "(d) How much each proposal counts: the weight is the Boltzmann factor over the model's own probability, and a "
-        "perfect model has every weight at 0 on this axis. "
-        "(e) Share of accepted proposals along the chain; shaded is the longest stretch without one. "
-        "(f) Effective sample size as proposals come in: flat is good, a sudden fall means that a rare, heavy structure "
-        "has just been found."
-    )
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-def _alt(result: DemoResult) -> str:
-    return (
-        f"Six panels. Ramachandran plots of {result.dig.name} ({result.dig.visits} visits to positive phi) and "
-        f"{result.md.name} ({result.md.visits} visits); free energy along phi; histogram of weights; running "
-        f"acceptance, ending at {100 * float(np.mean(result.accepted)):.0f} percent; effective sample size, ending at "
-        f"{100 * effective_sample_size(result.log_weights):.0f} percent."
-    )
+def _lead(record: Mapping[str, Any]) -> str:
+    parts = [str(record[key]) for key in ("model", "system", "energy") if record.get(key)]
+    return "; ".join([*parts, *([f"{record['temperature_K']:g} K"] if record.get("temperature_K") else [])])
 
 
-def _in_degrees(found: Profile) -> Profile:
-    return found._replace(centres=np.degrees(found.centres))
+def _tiles(record: Mapping[str, Any]) -> dict[str, Fact]:
+    found: dict[str, Fact] = {}
+    for key, (name, form) in _TILES.items():
+        try:
+            shown = fact(record, key, form)
+        except (KeyError, TypeError, ValueError):  # the record has none, or something else of that name
+            continue
+        if shown.text != "-" and name not in found and len(found) < _MOST_TILES:
+            found[name] = shown
+    return found
 
 
-def _share(phi: np.ndarray) -> str:
-    return f"{100 * float(np.mean(np.sin(phi) > 0)):.2f} %"
+def _table(record: Mapping[str, Any], name: str) -> Table:
+    """Everything that the record holds, what is long by its length alone."""
+    rows: list[tuple[str, object]] = []
 
+    def add(key: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for inner, item in value.items():
+                add(f"{key}.{inner}" if key else inner, item)
+            return
+        short = len(str(value)) <= _LONGEST
+        rows.append((key, Fact(key, str(value)) if short else f"{len(value)} entries, in {name}"))
 
-def _seconds(wall_time: float) -> str:
-    return f"{wall_time:.0f} s" if wall_time < 600 else f"{wall_time / 60:.0f} min"
+    add("", dict(record))
+    return Table(("", name), rows)

@@ -35,11 +35,13 @@ ENGINES = {
     "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
     "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},
+    "openff": {"openff", "openmm", "rdkit"},  # its toolkit reads molecules of the one and writes Systems of the other
     "models": {"filelock", "platformdirs"},  # of the cache
+    "panels": {"matplotlib"},
 }
 """Sub-package of dig_plugins -> third-party packages it may import besides what dig_core needs."""
 
-SHARED = {"claim", "lazy", "models", "report", "panels", "page", "progress", "record"}
+SHARED = {"claim", "lazy", "models", "report", "panels", "page", "progress", "record", "scene", "weighing"}
 """Parts of dig_plugins that know no engine: every sub-package may import them."""
 
 ABOVE = {"cli", "tasks"}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..tasks import Given
 
 __all__ = [
-    "Adsorbate", "Calculator", "ForceField", "Maybe", "MaybeFile", "MaybeText", "Model", "N", "Of", "Seed", "Steps",
+    "Adsorbate", "Calculator", "ForceField", "Maybe", "MaybeFile", "MaybeText", "Model", "N", "Of", "Pages", "Seed", "Steps",
     "Temperature", "Threads", "given", "use_threads",
 ]  # fmt: skip
 
@@ -28,6 +28,7 @@ Model = Annotated[str, typer.Argument(help="A model's name, or a checkpoint.", a
 N = Annotated[int, typer.Option("-n", help="Number of structures.")]
 Seed = Annotated[Optional[int], typer.Option(help="Random seed; drawn and recorded if not given.")]  # noqa: UP045
 Steps = Annotated[Optional[int], typer.Option(help="Steps of the sampler; the model's own if not given.")]  # noqa: UP045
+Pages = Annotated[bool, typer.Option("--report/--no-report", help="Write a page (.html) and a picture (.png) beside the record.")]
 Threads = Annotated[int, typer.Option(help="Threads of the network's products; they are small, more than one seldom pays.")]
 Of = Annotated[
     MaybeText,

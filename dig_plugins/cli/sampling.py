@@ -15,6 +15,7 @@ from .options import (
     Model,
     N,
     Of,
+    Pages,
     Seed,
     Steps,
     Temperature,
@@ -31,6 +32,7 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Wall time of each of the two simulations.")] = 20.0,
     model: Annotated[str, typer.Option(help="A shipped model.")] = "alanine-dipeptide",
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Sample a molecule's equilibrium by MD mixed with DiG proposals, beside plain MD given the same time.
@@ -40,13 +42,13 @@ def demo(
     from ..openmm import demo as run
 
     use_threads(threads)
-    found = run(out, model=model, seconds=seconds, seed=seed)
+    found = run(out, model=model, seconds=seconds, seed=seed, report=report)
     summary = found.summary
     typer.echo(
         f"acceptance {summary['acceptance']:.2f}, raw ESS {summary['raw_ess']:.2f}, {summary['proposals_per_second']:.0f} proposals/s; "
         f"visits to phi > 0: {summary['visits_to_positive_phi']} against {summary['plain_md']['visits_to_positive_phi']} by MD alone."
     )
-    typer.echo(f"report: {found.report}")
+    typer.echo(f"report: {found.report}" if found.report else f"run: {found.directory}")
 
 
 def sample(

@@ -15,11 +15,13 @@ from tqdm.auto import tqdm
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample_size, free_energy_profile
+from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample_size
 from dig_core.random import as_seed
 
 from .. import models
 from ..record import empty_directory, of_checkpoint, of_software, write_record
+from ..report import write_report
+from .demo_report import demo_report
 from .montecarlo import Block, DiGMonteCarlo
 from .observables import LEFT_HANDED, Backbone, backbone_dihedrals
 from .reporter import DiGReporter, TrajectoryReporter
@@ -27,13 +29,15 @@ from .systems import ModelSystem, model_system
 
 __all__ = ["DemoRun", "demo"]
 
+_TIMESTEP = 1e-3  # ps
+
 
 class DemoRun(NamedTuple):
-    """``summary`` is what ``run.json`` holds; ``directory`` where everything is; ``report`` the HTML page."""
+    """``summary`` is what ``run.json`` holds; ``directory`` where everything is; ``report`` the HTML page, if any."""
 
     summary: dict
     directory: Path
-    report: Path
+    report: Path | None
 
 
 class _Recorder:
@@ -59,11 +63,12 @@ def demo(
     md_steps: int = 100,
     proposals: int = 64,
     progress: bool | None = None,
+    report: bool = True,
 ) -> DemoRun:
     """Run for ``seconds`` with proposals and as long without, and write everything to ``directory``.
 
     Files: ``trajectory.xtc`` + ``.pdb`` (the chain, one frame a proposal), ``samples.npz``, ``proposals.csv``, ``run.json``,
-    ``report.png`` and ``report.html``. The directory must be new or empty.
+    ``report.png`` and ``report.html`` unless ``report`` is False. The directory must be new or empty.
     """
     if not 0 < seconds < math.inf:
         raise IncompatibleError(f"expected a positive number of seconds, got {seconds}.")
@@ -73,7 +78,7 @@ def demo(
     directory.mkdir(parents=True, exist_ok=True)
     recorder, chain, mixed_seconds = _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress)
     md_positions, md_seconds, md_picoseconds = _plain(system, mixed_seconds, seed, progress)
-    return _write(directory, model, dig, system, recorder, chain, mixed_seconds, md_positions, md_seconds, md_picoseconds)
+    return _write(directory, model, dig, system, recorder, chain, mixed_seconds, md_positions, md_seconds, md_picoseconds, report)
 
 
 def _mixed(directory, dig, system, seconds, seed, md_steps, proposals, progress):
@@ -101,48 +106,43 @@ def _plain(system: ModelSystem, seconds: float, seed: int, progress) -> tuple[np
     return np.array(frames), clock.spent, 0.1 * len(frames)
 
 
-def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seconds, md_positions, md_seconds, md_ps) -> DemoRun:
-    from ..report import DemoResult, demo_report
-
+def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seconds, md_positions, md_seconds, md_ps, pages) -> DemoRun:
     backbone = backbone_dihedrals(system.topology)
     positions, accepted = np.concatenate(recorder.positions), recorder.field("accepted")
     u, log_q, reason = (recorder.field(f) for f in ("u", "log_q", "reason"))
     log_weight = np.where(reason == 0, -u - log_q, -np.inf)
     statistics = chain.statistics
-    mixed = _run("MD + DiG", backbone, positions, seconds, accepted)
-    plain = _run("MD alone", backbone, md_positions, md_seconds, None)
+    inside, outside = (_left(backbone, x) for x in (positions, md_positions))
     summary = {
         **of_software("openmm"), **of_checkpoint(name),
         "system": dig.card.system, "energy": dig.card.energy, "temperature_K": system.temperature, "seed": chain.seed,
         "acceptance": statistics.acceptance, "raw_ess": effective_sample_size(log_weight), "proposals": statistics.proposed,
         "proposals_per_second": statistics.proposed / seconds, "longest_rejection_run": statistics.longest_rejection_run,
         "failed": statistics.failed, "steps": dig.card.steps, "md_steps_per_block": chain.md_steps, "proposals_per_block": chain.proposals,
-        "visits_to_positive_phi": mixed.visits, "seconds": seconds,
-        "plain_md": {"seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": plain.visits},
+        # Every accepted proposal is a fresh draw; without proposals, only an entry from outside is a new visit.
+        "visits_to_positive_phi": int((inside & accepted).sum()), "share_of_positive_phi": float(inside.mean()),
+        "picoseconds": chain.blocks * chain.md_steps * _TIMESTEP, "seconds": seconds,
+        "plain_md": {
+            "seconds": md_seconds, "picoseconds": md_ps, "visits_to_positive_phi": count_visits(outside),
+            "share_of_positive_phi": float(outside.mean()),
+        },
         "energy_platform": chain.energy.platform_name, "units": "trajectory nm, samples.npz positions nm, energies kT",
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez(buffer, positions=positions, u=u, log_q=log_q, log_weights=log_weight, accepted=accepted, reason=reason, seed=chain.seed)
     write_atomically(directory / "samples.npz", buffer.getvalue())
-    result = DemoResult(
-        system=f"{dig.card.system}; {dig.card.energy}; {system.temperature:g} K",
-        dig=mixed, md=plain, accepted=accepted, log_weights=log_weight, seed=chain.seed, versions=summary["versions"],
-        proposals_per_second=summary["proposals_per_second"], reference=_reference(name),
-    )  # fmt: skip
     write_record(directory, summary)
-    report = demo_report(directory, result)
+    report = None
+    if pages:
+        made = demo_report(system, backbone, positions, md_positions, accepted, log_weight, _reference(name), summary)
+        report = write_report(directory, made, summary)
     return DemoRun(summary, directory, report)
 
 
-def _run(name: str, backbone: Backbone, positions: np.ndarray, seconds: float, accepted: np.ndarray | None):
-    from ..report import Run
-
-    phi, psi = (angles[:, 0] for angles in backbone.measure(positions))
-    inside = (phi > LEFT_HANDED[0]) & (phi < LEFT_HANDED[1])
-    # Every accepted proposal is a fresh draw; without proposals, only an entry from outside is a new visit.
-    visits = int((inside & accepted).sum()) if accepted is not None else count_visits(inside)
-    profile = free_energy_profile(phi, np.linspace(-np.pi, np.pi, 37), block=max(1, len(phi) // 50), rng=np.random.default_rng(0))
-    return Run(name, phi, psi, profile, seconds, visits)
+def _left(backbone: Backbone, positions: np.ndarray) -> np.ndarray:
+    """(F,) bool: in the left-handed states, of the first residue."""
+    phi = backbone.measure(positions)[0][:, 0]
+    return (phi > LEFT_HANDED[0]) & (phi < LEFT_HANDED[1])
 
 
 def _reference(name: str) -> Profile | None:

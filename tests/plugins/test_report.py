@@ -1,128 +1,147 @@
-"""The report: panels show the numbers they are given; the page is complete, self-contained, escaped and atomic."""
+"""Reports: panels show the numbers they are given; a page is complete, self-contained, escaped, atomic, and says what the record says."""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dig_core.errors import IncompatibleError
 from dig_core.montecarlo import analysis
 
 pytest.importorskip("matplotlib")
 
-from dig_plugins import report
+from dig_plugins import panels, report
+from dig_plugins.panels import new_figure
+from dig_plugins.scene import Scene, bonds_of, superposed
+from dig_plugins.weighing import acceptance_panels, energy_panel, weight_panels
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
+PICTURE = "data:image/png;base64,"
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; every tag must be closed in its turn."""
+    """Tags, attributes and text of a page, and the text of what names a key of the record; every tag must be closed in its turn."""
 
     def __init__(self, path: Path):
         super().__init__()
-        self.open, self.tags, self.text = [], [], ""
+        self.open, self.tags, self.text, self.keyed, self.key = [], [], "", [], None
         self.feed(path.read_text(encoding="utf-8"))
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.key = attributes.get("data-key")
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        self.key = None
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+        if self.key:
+            self.keyed.append((self.key, data))
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def run(rng, name, visits, positive) -> report.Run:
-    phi = np.where(rng.random(400) < positive, 1.0, -1.4) + 0.3 * rng.standard_normal(400)
-    profile = analysis.free_energy_profile(
-        phi, 24, limits=(-math.pi, math.pi), periodic=True, block=10, n_bootstrap=20, rng=rng
-    )
-    return report.Run(name, phi, rng.uniform(-math.pi, math.pi, 400), profile, 61.0, visits)
+def assert_self_contained(path: Path) -> Page:
+    """Nothing is loaded from anywhere, and the browser is told so."""
+    page, text = Page(path), re.sub(rf"{PICTURE}[^\"]*", "", path.read_text(encoding="utf-8"))
+    assert not page.all("link") and not re.search(r"url\(|@import", text)
+    assert all(image["src"].startswith(PICTURE) for image in page.all("img"))
+    assert not [attributes for _, attributes in page.tags if {"href", "srcset", "data"} & set(attributes)]
+    assert not [attributes for attributes in page.all("script") if "src" in attributes]
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    return page
+
+
+def assert_says_what_the_record_says(page: Page, record: dict) -> None:
+    """What the page shows of a key is what the record holds there, to the digits that are shown."""
+    assert page.keyed
+    for key, shown in page.keyed:
+        value = record
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if shown in (str(value), "-"):
+            continue
+        (number,) = re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", shown)
+        decimals = len(number.partition(".")[2].partition("e")[0])
+        scale = 100 if "%" in shown else 1
+        assert abs(scale * value - float(number)) <= 0.5000001 * 10**-decimals or f"{value:g}" in shown, (key, shown, value)
 
 
 @pytest.fixture
-def result(rng) -> report.DemoResult:
+def made(rng) -> tuple[report.Report, dict]:
     log_w = np.concatenate([rng.standard_normal(300), [-math.inf, -math.inf]])
-    dig = run(rng, "DiG + MD", 31, 0.1)
-    return report.DemoResult(
-        system="Alanine <dipeptide>, 300 K",
-        dig=dig,
-        md=run(rng, "plain MD", 1, 0.0),
-        accepted=rng.random(302) < 0.4,
-        log_weights=log_w,
-        proposals_per_second=123.4,
-        seed=77,
-        versions={"torch": "2.13.0"},
-        reference=dig.profile,
-        notes=["made up & small"],
-    )
+    accepted = rng.random(302) < 0.4
+    water = rng.standard_normal((4, 3, 3)) + [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    record = {
+        "model": "<mine>", "acceptance": float(accepted.mean()), "raw_ess": analysis.effective_sample_size(log_w), "seed": 77,
+        "seconds": 12.345, "longest_rejection_run": analysis.longest_rejection_run(accepted), "failed": {"energy": 2}, "many": list(range(1000)), "gone": None,
+    }  # fmt: skip
+    table = report.Table(("", "a<b"), [("x & y", report.fact(record, "failed.energy")), ("of nothing", report.fact(record, "gone"))])
+    shown = report.Report(
+        "<A & B>", [*weight_panels(log_w), *acceptance_panels(accepted)], verdict=(False, "Cannot be trusted"), tables={"Part": table},
+        scenes=[Scene.of([8, 1, 1], water, title="Water </script>")], notes=["made up & small"],
+    )  # fmt: skip
+    return shown, record
 
 
-def test_demo_report_is_complete_and_self_contained(result, tmp_path):
-    path = report.demo_report(tmp_path / "new", result)
+# The page ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_complete_and_self_contained(made, tmp_path):
+    path = report.write_report(tmp_path / "new", *made)
     assert sorted(p.name for p in path.parent.iterdir()) == ["report.html", "report.png"]
-    picture = (path.parent / "report.png").read_bytes()
-    assert picture.startswith(PNG)
-    page = Page(path)
-    (image,) = page.all("img")
-    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == picture
-    assert "31 visits" in image["alt"] and page.all("html") == [{"lang": "en"}]
-    assert not page.all("script") and not page.all("link")
-    outside = re.sub(r"data:image/png;base64,[^\"]*", "", path.read_text())
-    assert not re.search(r"https?:|url\(|@import", outside)
-    scopes = {attributes.get("scope") for attributes in page.all("th")}
-    assert scopes == {"col", "row"} and len(page.all("table")) == 3
+    page = assert_self_contained(path)
+    images = page.all("img")
+    assert len(images) == 4 and all(base64.b64decode(one["src"].removeprefix(PICTURE)).startswith(PNG) for one in images)
+    assert (path.parent / "report.png").read_bytes().startswith(PNG)
+    assert {one["alt"] for one in images} == {panel.title for panel in made[0].panels}
+    assert page.all("html") == [{"lang": "en"}] and len(page.all("canvas")) == 1
+    assert {one.get("scope") for one in page.all("th")} == {"col", "row"}
+    for words in ("<A & B>", "a<b", "x & y", "made up & small", "Water </script>", "Cannot be trusted", "<mine>"):
+        assert words in page.text, words
 
 
-def test_demo_report_shows_the_statistics(result, tmp_path):
-    text = Page(report.demo_report(tmp_path, result)).text
-    for shown in (
-        f"{100 * result.accepted.mean():.1f} %",
-        f"{100 * analysis.effective_sample_size(result.log_weights):.1f} %",
-        f"{100 * analysis.metropolis_acceptance(result.log_weights):.1f} %",
-        f"{analysis.longest_rejection_run(result.accepted)} of 302",
-        "123 a second",
-        "77",
-        "2.13.0",
-        "Alanine <dipeptide>, 300 K",
-        "made up & small",
-        "long parallel tempering",
-    ):
-        assert shown in text
+def test_a_page_says_what_the_record_says(made, tmp_path):
+    page = Page(report.write_report(tmp_path, *made))
+    assert_says_what_the_record_says(page, made[1])
+    shown = dict(page.keyed)
+    assert shown["seed"] == "77" and {text for key, text in page.keyed if key == "gone"} == {"-", "None"}
+    assert "1000 entries, in run.json" in page.text
+    wrong = {**made[1], "seed": 78}
+    with pytest.raises(AssertionError, match="seed"):
+        assert_says_what_the_record_says(page, wrong)
 
 
-def test_demo_report_needs_no_reference_and_replaces_an_older_one(result, tmp_path):
-    report.demo_report(tmp_path, result)
-    text = Page(report.demo_report(tmp_path, replace(result, reference=None, seed=78))).text
-    assert "78" in text and "long parallel tempering" not in text
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_report_stands_beside_its_record_and_replaces_an_older_one(made, tmp_path):
+    assert report.page_of(tmp_path / "a.xtc") == tmp_path / "a.html" and report.page_of(tmp_path) == tmp_path / "report.html"
+    report.write_report(tmp_path / "a.xtc", *made)
+    path = report.write_report(tmp_path / "a.xtc", report.Report("another"), {"seed": 78})
+    assert "another" in Page(path).text and "12.345" not in Page(path).text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.png"]
 
 
-def test_write_report_escapes_and_leaves_no_half_file(tmp_path, monkeypatch):
-    picture = report.Picture(PNG, 'an "alt" <text>', "a caption")
-    table = report.Table(("", "a<b"), [("x & y", 1.5)])
-    path = report.write_report(tmp_path, "<title>", [picture, picture], {"Part": table}, highlights={"n": "1 < 2"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report-2.png", "report.html", "report.png"]
-    page = Page(path)
-    assert page.all("img")[0]["alt"] == 'an "alt" <text>'
-    assert all(part in page.text for part in ("<title>", "a<b", "x & y", "1.5", "1 < 2"))
+def test_a_full_disk_leaves_the_older_report(made, tmp_path, monkeypatch):
+    path = report.write_report(tmp_path, *made)
     before = path.read_bytes()
 
     def fail(*_):
@@ -130,63 +149,157 @@ def test_write_report_escapes_and_leaves_no_half_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dig_core.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report.write_report(tmp_path, "another", [picture], {})
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+        report.write_report(tmp_path, *made)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_matplotlib_the_page_says_so(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(report.write_report(tmp_path, *made))
+    assert not page.all("img") and "dig-plugins[viz]" in page.text and page.all("canvas")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+# Structures --------------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_hold_the_structures(rng):
+    positions = rng.standard_normal((3, 5, 3))
+    scene = Scene.of([6, 1, 1, 8, 26], positions, labels=["first"], style="balls", cell=4 * np.eye(3))
+    held = json.loads(scene.data().replace("<\\/", "</"))
+    found = np.array([frame["x"] for frame in held["frames"]]).reshape(3, 5, 3) / 100
+    assert np.allclose(found, positions - positions.reshape(-1, 3).mean(0), atol=0.00501)
+    assert [frame["label"] for frame in held["frames"]] == ["first", "structure 2", "structure 3"]
+    with pytest.raises(IncompatibleError, match="positions"):
+        Scene.of([6, 1], positions)
+    notebook = scene._repr_html_()
+    assert notebook.startswith("<iframe srcdoc=") and "http" not in notebook.replace("http-equiv", "")
+
+
+def test_bonds_are_those_of_a_molecule():
+    methane = np.array([[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [0.63, -0.63, -0.63], [-0.63, 0.63, -0.63]])
+    assert bonds_of(np.array([6, 1, 1, 1, 1]), methane).tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
+
+
+def test_superposition_undoes_any_motion_and_no_reflection(rng):
+    first = rng.standard_normal((6, 3))
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    turn *= np.sign(np.linalg.det(turn))
+    placed = superposed(np.stack([first, first @ turn + 3.0, first * [1, 1, -1]]))
+    assert np.allclose(placed[1], placed[0]) and np.abs(placed[2] - placed[0]).max() > 0.1
+
+
+def test_py3dmol_is_given_every_frame(rng):
+    pytest.importorskip("py3Dmol")
+    view = Scene.of([8, 1, 1], rng.standard_normal((4, 3, 3))).py3dmol()
+    assert view.startjs.count("structure ") == 4
+
+
+# Panels ------------------------------------------------------------------------------------------------------------------
 
 
 def test_ramachandran_is_in_kt_wraps_and_keeps_one_scale():
     phi = np.radians([-90.0] * 20 + [-90.0 + 360.0] * 20 + [60.0] * 10)
-    ax = report.new_figure(3, 3).subplots()
-    mesh = report.ramachandran(ax, phi, np.zeros(50), label="x")
+    ax = new_figure(3, 3).subplots()
+    mesh = panels.ramachandran(ax, phi, np.zeros(50), label="x")
     seen = np.ma.compressed(mesh.get_array())
     assert sorted(seen) == pytest.approx([0.0, math.log(4)])
     assert mesh.get_clim() == (0.0, 8.0)
-    weighted = report.ramachandran(ax, phi, np.zeros(50), weights=np.r_[np.ones(40), np.full(10, 4.0)])
+    weighted = panels.ramachandran(ax, phi, np.zeros(50), weights=np.r_[np.ones(40), np.full(10, 4.0)])
     assert np.ma.compressed(weighted.get_array()) == pytest.approx([0.0, 0.0])
 
 
 def test_profile_leaves_gaps_where_nothing_was_visited():
     found = analysis.Profile(np.arange(3.0), np.array([0.0, math.inf, 1.0]), np.array([0.1, math.nan, 0.2]))
-    ax = report.new_figure(3, 3).subplots()
-    report.profile(ax, found, "x")
+    ax = new_figure(3, 3).subplots()
+    panels.profile(ax, found, "x")
     assert np.isnan(ax.lines[0].get_ydata()).tolist() == [False, True, False]
     assert ax.get_ylim()[1] < 2.0
 
 
 def test_acceptance_marks_the_longest_rejection_run():
     accepted = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0, 0], bool)
-    ax = report.new_figure(3, 3).subplots()
-    report.trace_acceptance(ax, accepted)
+    ax = new_figure(3, 3).subplots()
+    panels.trace_acceptance(ax, accepted)
     (span,) = ax.patches
     assert (span.get_x(), span.get_width()) == (4, 3)
     assert ax.lines[0].get_ydata()[-1] == pytest.approx(0.4)
-    report.trace_acceptance(report.new_figure(3, 3).subplots(), np.ones(5, bool))
+    panels.trace_acceptance(new_figure(3, 3).subplots(), np.ones(5, bool))
+
+
+def test_runs_of_rejections_are_counted(rng):
+    accepted = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0, 0], bool)
+    ax = new_figure(3, 3).subplots()
+    panels.rejection_runs(ax, accepted)
+    assert list(zip(*ax.lines[0].get_data(), strict=True)) == [(1, 1), (2, 1), (3, 1)]
+    # A chain in which every proposal is as good as any other has runs as the dashed line says.
+    panels.rejection_runs(ax := new_figure(3, 3).subplots(), rng.random(20000) < 0.5)
+    (lengths, found), expected = ax.lines[0].get_data(), ax.lines[1].get_ydata()
+    z = (found - expected[lengths - 1]) / np.sqrt(expected[lengths - 1])
+    assert np.abs(z[found > 30]).max() < 4
+    for none in (np.zeros(5, bool), np.ones(5, bool)):
+        panels.rejection_runs(new_figure(3, 3).subplots(), none)
 
 
 def test_ess_curve_ends_at_the_raw_value_and_survives_failed_proposals(rng):
     log_w = np.concatenate([np.full(20, -math.inf), rng.standard_normal(500)])
-    ax = report.new_figure(3, 3).subplots()
-    report.ess_convergence(ax, log_w)
+    ax = new_figure(3, 3).subplots()
+    panels.ess_convergence(ax, log_w)
     assert ax.lines[0].get_xdata()[-1] == 520
     assert ax.lines[0].get_ydata()[-1] == pytest.approx(analysis.effective_sample_size(log_w))
 
 
 def test_weight_histogram_counts_every_proposal(rng):
     log_w = np.concatenate([rng.standard_normal(100), [-200.0, -math.inf]])
-    ax = report.new_figure(3, 3).subplots()
-    report.weight_histogram(ax, log_w)
+    ax = new_figure(3, 3).subplots()
+    panels.weight_histogram(ax, log_w)
     assert sum(bar.get_height() for bar in ax.patches) == 101
     assert "zero weight: 1 of 102" in ax.texts[0].get_text() and "below -15" in ax.texts[0].get_text()
 
 
+def test_histograms_are_weighted_and_lose_nothing(rng):
+    values = np.concatenate([rng.standard_normal(99), [1e6, math.nan]])
+    ax = new_figure(3, 3).subplots()
+    panels.histograms(ax, {"plain": (values, None), "weighted": (values, np.where(values > 0, 1.0, 0.0))})
+    steps = [patch.get_data() for patch in ax.patches if not patch.get_fill()]
+    assert all(data.values.sum() == pytest.approx(1.0) for data in steps)
+    plain, weighted = steps
+    assert not weighted.values[weighted.edges[1:] < 0].any() and plain.edges[-1] < 1e6
+    assert not energy_panel({"none": (np.full(3, math.nan), None)})
+
+
+def test_calibration_line_has_slope_one(rng):
+    u = rng.standard_normal(50)
+    ax = new_figure(3, 3).subplots()
+    panels.calibration(ax, u, -u - 7.0)
+    x, y = ax.lines[0].get_data()
+    assert np.allclose(y - x, 7.0)
+
+
+def test_losses_of_stages_follow_each_other():
+    log = {"step": np.array([1.0, 10.0]), "training": np.array([3.0, 2.0]), "validation": np.array([math.nan, 2.5])}
+    ax = new_figure(3, 3).subplots()
+    panels.losses(ax, {"first": log, "second": {**log, "validation": np.full(2, math.nan)}})
+    assert ax.lines[0].get_xdata().tolist() == [1, 10] and ax.lines[2].get_xdata().tolist() == [11, 20]
+    assert len(ax.lines) == 4  # a line between the stages; nothing was held out in the second
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_proposals_can_be_drawn(n, tmp_path):
+    log_w, accepted = np.zeros(n), np.zeros(n, bool)
+    shown = [*weight_panels(log_w), *acceptance_panels(accepted), *energy_panel({"all": (np.ones(n), None)})]
+    report.write_report(tmp_path, report.Report("few", shown), {})
+    assert not weight_panels(np.full(n, -math.inf))
+
+
 def test_drawing_leaves_pyplot_alone_and_a_missing_matplotlib_is_named():
     code = (
-        "import sys; from dig_plugins import report; assert 'matplotlib' not in sys.modules\n"
+        "import sys; from dig_plugins import report, panels; assert 'matplotlib' not in sys.modules\n"
         "sys.modules['matplotlib'] = None\n"
-        "try: report.new_figure(1, 1)\n"
+        "try: panels.new_figure(1, 1)\n"
         "except ImportError as error: assert 'dig-plugins[viz]' in str(error)\n"
         "else: raise SystemExit(1)\n"
         "del sys.modules['matplotlib']\n"
-        "report.to_png(report.new_figure(1, 1)); assert 'matplotlib.pyplot' not in sys.modules\n"
+        "panels.to_png(panels.new_figure(1, 1)); assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
