@@ -58,6 +58,18 @@ def test_process(process):
     check_process(process)
 
 
+def test_the_end_of_noise_is_judged_in_total_and_by_the_data():
+    """A twentieth of a nat a dimension is far too much of 600; points that each end a little off may be of a law that does not."""
+    check_process(Diffusion(Euclidean(200), LogSNR(4.5, -4.0)))
+    with pytest.raises(AssertionError, match="in total"):
+        check_process(Diffusion(ZeroCentroid(200), LogSNR(6.0, -2.2)))
+    whole, rng = Diffusion(Euclidean(60), LogSNR(6.0, -4.0)), torch.Generator().manual_seed(0)
+    wide = torch.randn(100, 1, generator=rng, dtype=DOUBLE) * torch.full((60,), 2.2, dtype=DOUBLE)
+    check_process(whole)
+    with pytest.raises(AssertionError, match="in total"):
+        check_process(whole, data=wide)
+
+
 @pytest.mark.parametrize("process", ALL_PROCESSES, ids=name_of)
 def test_exact_score_solves_the_fokker_planck_equation(process):
     model = example_model(x=process)
