@@ -18,7 +18,7 @@ from .crops import cropped
 from .frames import join_frames
 from .losses import Denoising, Frames, denoising_loss, stratified_times
 
-__all__ = ["Systems"]
+__all__ = ["Systems", "score_on"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Systems:
         if self.longest is not None and descriptor.schema == PROTEIN_SCHEMA:
             descriptor, frames, fisher = cropped(descriptor, frames, fisher, self.longest, order)
             company = None
-        return denoising_loss(_bound(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company, shared=True)
+        return denoising_loss(score_on(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company, shared=True)
 
     def _descriptor(self, group: list[int], which: Tensor) -> Descriptor:
         """Of a batch whose row b is of system ``group[which[b]]``."""
@@ -87,7 +87,7 @@ class Systems:
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
         """Mean unweighted losses over the systems, with the same times and noise at every call."""
-        losses = [part.evaluate(_bound(model, part.descriptor), seed) for part in self.parts]
+        losses = [part.evaluate(score_on(model, part.descriptor), seed) for part in self.parts]
         return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
 
 
@@ -110,7 +110,8 @@ def _drawn(counts: list[tuple[Frames, int]], more: tuple[int, ...], order: torch
     return join_frames([frames.take(torch.randint(len(frames), (count, *more), generator=order)) for frames, count in counts])
 
 
-def _bound(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:
+def score_on(model: ScoreModel, descriptor: Descriptor) -> NoiseScore:
+    """:meth:`NoiseScore.on`, for whatever model. Raises IncompatibleError for another, UnsupportedError for a network of one system."""
     if not isinstance(model, NoiseScore):
         raise IncompatibleError(f"expected a NoiseScore whose network serves many systems, got a {type(model).__name__}.")
     return model.on(descriptor)

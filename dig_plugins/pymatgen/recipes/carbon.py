@@ -30,6 +30,7 @@ from dig_core.score import NoiseScore, ScoreModel
 from dig_core.system.descriptor import Descriptor
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames, denoising_loss, stratified_times
+from dig_core.training.systems import score_on
 from dig_plugins.models import load
 from dig_plugins.pymatgen.convert import grouped
 from dig_plugins.pymatgen.files import read_structures
@@ -86,15 +87,13 @@ class Sizes:
             raise IncompatibleError("expected crystals of one size or more to train on, got none.")
 
     def __call__(self, model: ScoreModel, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        if not isinstance(model, NoiseScore):
-            raise IncompatibleError(f"expected a NoiseScore whose network serves many systems, got a {type(model).__name__}.")
         hits = torch.stack([size.frames.weight.sum() for size in self.systems])  # type: ignore[union-attr]
         chosen = torch.multinomial(hits**_EVENNESS, min(self.together, len(hits)), generator=order).tolist()
         losses = [self._loss(model, self.systems[k], batch // len(chosen), order, noise) for k in chosen]
         return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
 
-    def _loss(self, model: NoiseScore, size: Size, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        n, score = size.descriptor.n_atoms, model.on(size.descriptor)
+    def _loss(self, model: ScoreModel, size: Size, batch: int, order: torch.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        n, score = size.descriptor.n_atoms, score_on(model, size.descriptor)
         count = max(4, round(batch * 8 / n))
         index = torch.multinomial(size.frames.weight, count, replacement=True, generator=order)  # type: ignore[arg-type]
         frames = Frames({name: x[index] for name, x in size.frames.state.items()})
