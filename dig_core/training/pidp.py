@@ -17,16 +17,16 @@ from ..types import Tangent
 from .losses import Frames, _check, stratified_times
 from .residuals import TRACES, Residual, density_residual, fokker_planck_residual, score_mismatch
 
-__all__ = ["PIDP", "noise_times", "pidp_loss", "stiffness"]
+__all__ = ["PIDP", "TRUST", "noise_times", "pidp_loss", "stiffness"]
 
 _SOFTEST = 0.1
 """No coordinate counts as wider than 1 / sqrt of this, whatever its forces: a free rotor has none."""
 
-_OUTLIER = 10.0
-"""Frames whose squared force is this many times the usual one weigh half."""
+TRUST = 10.0
+"""Frames whose squared force is this many times the usual one weigh half: of overlapping atoms no network needs to be right."""
 
 _HUGE = 1e4
-"""Usual forces beyond which a force is cut."""
+"""Usual forces beyond which a force is cut, where frames are weighed by their forces."""
 
 _FEW = 4
 """Dimensions up to which an exact trace costs no more than twice two probes."""
@@ -74,6 +74,7 @@ def pidp_loss(
     t_min: float = T_MIN,
     trace: str | None = None,
     run: int = 1,
+    trust: float | None = TRUST,
 ) -> dict[str, Tensor]:
     """Squared residual of the Fokker-Planck equation on noised frames, and squared misfit of the clean score to the forces.
 
@@ -89,14 +90,18 @@ def pidp_loss(
     ----------
     hardness: (*shape) a component, typical force^2; by default of these frames.
     trace: see :data:`TRACES`; exact for up to 4 dimensions if None.
+    trust: see :data:`TRUST`. None counts all frames alike and takes forces as they are: so it has to be where frames are coarse, for
+        their forces are the mean force on average only, over what the frames forget, and a weight that looks at them moves that mean.
     """
     force, process = _forces(frames), model.process
     hardness = stiffness(force) if hardness is None else hardness
     trace = ("exact" if process.dim <= _FEW else "two-probe") if trace is None else trace
-    # Where atoms overlap, squares of forces leave float32; such frames hardly count, but infinity times nothing is no number.
-    most = {name: _HUGE * h.sqrt() for name, h in hardness.items()}
-    force = {name: f.clamp(-most[name], most[name]) for name, f in force.items()}
-    weight = _trust(force, hardness) * (1.0 if frames.weight is None else frames.weight)
+    weight = torch.ones_like(t) if frames.weight is None else frames.weight
+    if trust is not None:
+        # Where atoms overlap, squares of forces leave float32; such frames hardly count, but infinity times nothing is no number.
+        most = {name: _HUGE * h.sqrt() for name, h in hardness.items()}
+        force = {name: f.clamp(-most[name], most[name]) for name, f in force.items()}
+        weight = _trusted(force, hardness, trust) * weight
     noised = process.noise(frames.state, t, rng).state
     start = torch.full((1,), t_min, dtype=t.dtype, device=t.device)
     edge = score_mismatch(model, frames.state, force, start, descriptor, trace=trace, rng=rng)
@@ -117,8 +122,8 @@ def pidp_loss(
 class PIDP:
     """:func:`pidp_loss` on ``frames`` with forces as an :class:`Objective`: no data of the ensemble, structures to look at.
 
-    ``residual_weight``, ``boundary_weight`` and ``spread_weight`` multiply the three losses. Raises IncompatibleError for
-    frames that are not finite or without forces, and for an unknown ``trace``.
+    ``residual_weight``, ``boundary_weight`` and ``spread_weight`` multiply the three losses; ``trust`` None for coarse frames. Raises
+    IncompatibleError for frames that are not finite or without forces, for an unknown ``trace``, and for a ``trust`` that is not positive.
     """
 
     frames: Frames
@@ -128,11 +133,14 @@ class PIDP:
     spread_weight: float = 0.1
     trace: str | None = None
     t_min: float = T_MIN
+    trust: float | None = TRUST
 
     def __post_init__(self):
         _forces(self.frames)
         if self.trace not in (None, *TRACES):
             raise IncompatibleError(f"expected trace in {TRACES} or None, got {self.trace!r}.")
+        if self.trust is not None and not self.trust > 0:
+            raise IncompatibleError(f"expected trust as a positive number of usual squared forces, or None, got {self.trust!r}.")
         _check(self.frames)
 
     @cached_property
@@ -145,8 +153,9 @@ class PIDP:
         times = noise_times(model.process, max(1, batch // run), order, self.t_min).repeat_interleave(run)
         frames = self.frames.take(torch.randint(len(self.frames), (len(times),), generator=order))
         loss = pidp_loss(
-            model, frames, self.descriptor, times, noise, hardness=self.hardness, t_min=self.t_min, trace=self.trace, run=run
-        )
+            model, frames, self.descriptor, times, noise, hardness=self.hardness, t_min=self.t_min, trace=self.trace, run=run,
+            trust=self.trust,
+        )  # fmt: skip
         return {name: getattr(self, f"{name}_weight") * value for name, value in loss.items()}
 
 
@@ -156,10 +165,10 @@ def _forces(frames: Frames) -> Tangent:
     return frames.force
 
 
-def _trust(force: Tangent, hardness: Tangent) -> Tensor:
-    """(B,) weights between 0 and 1: structures that overlap have forces no network needs to have right."""
+def _trusted(force: Tangent, hardness: Tangent, trust: float) -> Tensor:
+    """(B,) weights between 0 and 1."""
     parts = [(force[name] ** 2 / hardness[name]).flatten(1) for name in force]
-    return 1 / (1 + torch.cat(parts, dim=1).mean(1) / _OUTLIER)
+    return 1 / (1 + torch.cat(parts, dim=1).mean(1) / trust)
 
 
 def _spread_misfit(model: ScoreModel, noised, t: Tensor, descriptor: Descriptor, found: Residual) -> Tensor:

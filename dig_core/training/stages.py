@@ -19,7 +19,7 @@ from .fit import Progress, Task
 from .frames import frames_of, join_frames, read_frames, write_frames
 from .loop import LoopConfig, LoopResult, optimise
 from .losses import Denoising, Frames, Objective
-from .pidp import PIDP
+from .pidp import PIDP, TRUST
 from .population import spread_out
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class Physics:
         they have forces, else short hot chains from draws of the model itself, of the prior if it is untrained.
     draws: energy evaluations that those chains may take.
     residual_weight, boundary_weight: of the equation and of the forces.
+    trust: how frames of large forces count, see :data:`.pidp.TRUST`; None, for all alike, where frames are coarse.
     """
 
     config: LoopConfig = LoopConfig()
@@ -149,12 +150,13 @@ class Physics:
     draws: int = 20_000
     residual_weight: float = 1.0
     boundary_weight: float = 1.0
+    trust: float | None = TRUST
     name: str = field(default="physics", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
         """The model trained; frames are left as they are, since these need not be of the target law."""
         frames, spent = self._frames(progress, task)
-        objective = PIDP(frames, progress.dig.descriptor, self.residual_weight, self.boundary_weight)
+        objective = PIDP(frames, progress.dig.descriptor, self.residual_weight, self.boundary_weight, trust=self.trust)
         found = train(progress, objective, self.config, task, self.name)
         row = {"stage": self.name, "frames": len(frames), "evaluations": spent, **_last(found)}
         return dataclasses.replace(

@@ -247,6 +247,29 @@ def test_overlaps_count_for_little():
     assert stiffness({"free": torch.zeros(9, 1)})["free"] > 0
 
 
+def test_mean_forces_are_learned_where_all_frames_count_alike():
+    """A normal law seen through forces of which it is known only what they are on average: skewed, most of them on one side.
+
+    The loss is a parabola of where the law is said to stand; weights that look at the forces move its lowest point.
+    """
+    n, rng = 20_000, torch.Generator().manual_seed(1)
+    x = torch.randn(n, 1, generator=rng, dtype=DOUBLE)
+    hidden = 2 * (torch.empty(n, 1, dtype=DOUBLE).exponential_(generator=rng) - 1)
+    frames, t = Frames({"x": x}, {"x": -x + hidden}), torch.full((n,), 0.5, dtype=DOUBLE)
+    process = Joint(x=Diffusion(Euclidean(1), LogSNR()))
+
+    def lowest(trust: float | None) -> float:
+        laws = [AnalyticScore(process, {"x": GaussianMixture([1.0], [[m]], [[1.0]])}) for m in (-0.5, 0.0, 0.5)]
+        left, middle, right = (
+            float(pidp_loss(law, frames, None, t, torch.Generator().manual_seed(0), trust=trust)["boundary"]) for law in laws
+        )
+        return 0.25 * (left - right) / (left + right - 2 * middle)
+
+    error = 2 / math.sqrt(n)
+    assert abs(lowest(None)) < 4 * error
+    assert abs(lowest(10.0)) > 10 * error
+
+
 def test_low_precision_is_read_in_full_and_trains_the_same_weights():
     def network(precision: str) -> NoiseScore:
         net = ResidualMLP({"x": 3}, [], width=16, blocks=1, precision=precision, seed=1)
@@ -269,6 +292,8 @@ def test_losses_say_what_they_lack():
         pidp_loss(JOINT, Frames(frames.state), None, torch.ones(200), rng)
     with pytest.raises(IncompatibleError, match="trace"):
         PIDP(frames, None, trace="hutchinson")
+    with pytest.raises(IncompatibleError, match="positive"):
+        PIDP(frames, None, trust=0.0)
     with pytest.raises(IncompatibleError, match="not finite"):
         PIDP(Frames(frames.state, {k: f / 0 for k, f in frames.force.items()}), None)
     with pytest.raises(IncompatibleError, match="rng"):
