@@ -25,8 +25,8 @@ html_show_copyright = html_copy_source = False
 myst_heading_anchors = 3
 
 ENGINES = [
-    "ase", "chgnet", "filelock", "matplotlib", "mdtraj", "openmm", "openmmml", "openmmtools", "pdbfixer", "py3Dmol", "pymatgen", "rdkit",
-    "scipy",
+    "ase", "chgnet", "filelock", "matplotlib", "mdtraj", "openff", "openmm", "openmmml", "openmmtools", "pdbfixer", "py3Dmol", "pymatgen",
+    "rdkit", "scipy",
 ]  # fmt: skip
 autodoc_mock_imports = [name for name in ENGINES if find_spec(name) is None]
 autodoc_default_options = {"members": True}
