@@ -172,7 +172,7 @@ class DiG:
         return LogProb(found.value + log_det, found.stderr, found.kind)
 
     def interpolate(self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical") -> Geometry:
-        """``n`` structures from ``start`` to ``end`` (1, N, 3) along a latent path, ends included."""
+        """``n`` structures from each of ``start`` to the same of ``end``, (P, N, 3), along a latent path, ends included: (P n, N, 3)."""
         first, last = (self.coordinates.encode(g, self.descriptor)[0] for g in (start, end))
         states = interpolate(self._precise(), self.descriptor, first, last, n, grid=self.grid(steps), path=path)
         return self.coordinates.decode(states, self.descriptor)

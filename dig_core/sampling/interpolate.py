@@ -28,7 +28,7 @@ def interpolate(
     path: str = "spherical",
     method: str = "rk4",
 ) -> State:
-    """``n`` states from ``a`` to ``b`` (one sample each), both ends included.
+    """``n`` states from each of ``a`` to the same of ``b``, (P, ...) a component, both ends included: (P n, ...), pair after pair.
 
     ``"spherical"`` turns from one latent to the other and keeps their typical norm, which ``"linear"`` (the article's) halves
     in square midway (Shoemake, doi:10.1145/325165.325242; White, arXiv:1609.04468). Angles on a torus go evenly along the
@@ -36,12 +36,13 @@ def interpolate(
 
     Raises
     ------
-    IncompatibleError: fewer than 2 states, an unknown path, or ends that are not one sample each.
+    IncompatibleError: fewer than 2 states, an unknown path, or not as many starts as ends.
     """
     if n < 2 or path not in _PATHS:
         raise IncompatibleError(f"expected at least 2 states and path in {_PATHS}, got n = {n} and path = {path!r}.")
-    if {len(x) for end in (a, b) for x in end.values()} != {1}:
-        raise IncompatibleError("expected ends of one sample each, (1, ...) a component.")
+    counts = {len(x) for end in (a, b) for x in end.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise IncompatibleError(f"expected as many starts as ends, (P, ...) a component, got {sorted(counts)}.")
     flow, times = Flow(model, descriptor, method), flow_times(grid)
     state = flow.scaled({name: torch.cat([a[name], b[name]]) for name in a}, times[:1], 1)
     for k in range(len(times) - 1):
@@ -53,20 +54,23 @@ def interpolate(
 
 
 def _between(flow: Flow, ends: State, share: Tensor, path: str) -> State:
-    """(n, ...) latents; the angle of the spherical path is that of all non-periodic components together."""
+    """(P n, ...) latents; the angle of the spherical path is that of all non-periodic components together."""
     flat = [name for name, part in flow.process.items() if not part.space.periodic]
-    one = torch.ones(1, dtype=torch.float64)
+    pairs, one = len(next(iter(ends.values()))) // 2, torch.ones(1, dtype=torch.float64)
     # In units of the prior, so that components of other widths count alike.
     units = [ends[name] / torch.hypot(*flow.process[name].levels(one)) for name in flat]
-    first, last = torch.cat([u.flatten(1) for u in units], dim=1) if units else torch.ones(2, 1, dtype=torch.float64)
-    angle = torch.arccos((torch.dot(first, last) / (first.norm() * last.norm())).clamp(-1, 1))
+    first, last = (torch.cat([u.flatten(1) for u in units], dim=1) if units else one.expand(2 * pairs, 1)).split(pairs)
+    cosine = (first * last).sum(1) / (first.norm(dim=1) * last.norm(dim=1))
+    angle = torch.arccos(cosine.clamp(-1, 1))[:, None].expand(-1, len(share)).flatten()
+    share = share.repeat(pairs)
     left, right = 1 - share, share
-    if path == "spherical" and float(torch.sin(angle)) > 1e-6:
-        left, right = torch.sin(left * angle) / torch.sin(angle), torch.sin(right * angle) / torch.sin(angle)
+    if path == "spherical":
+        bent = torch.sin(angle) > 1e-6
+        left, right = (torch.where(bent, torch.sin(x * angle) / torch.sin(angle), x) for x in (left, right))
     found = {}
     for name, part in flow.process.items():
         shape = (-1,) + (1,) * len(part.space.shape)
-        start, end = ends[name][:1], ends[name][1:]
+        start, end = (x.repeat_interleave(len(share) // pairs, 0) for x in ends[name].split(pairs))
         if part.space.periodic:
             found[name] = part.space.exp(start, share.reshape(shape) * part.space.log(start, end))
         else:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR, Torus, ZeroCentroid
+from dig_core.diffusion import SO3, Diffusion, Euclidean, Geometric, Joint, Karras, LogSNR, Torus, ZeroCentroid
 from dig_core.energy import AnalyticScore, GaussianMixture
 from dig_core.errors import IncompatibleError
 from dig_core.sampling.interpolate import interpolate
@@ -73,12 +73,26 @@ def test_close_and_opposite_ends_do_not_divide_by_zero():
         assert states.isfinite().all() and (states[-1] - b["x"][0]).abs().max() < 1e-8
 
 
+def test_several_pairs_go_the_ways_of_each_alone():
+    model = example_model(x=Diffusion(Euclidean(2), LogSNR()), turn=Diffusion(SO3(), Karras(0.05, 2.5)), a=Diffusion(Torus(1), Geometric()))
+    several = model.sample(4, torch.Generator().manual_seed(3))
+    starts, stops = ({name: x[part] for name, x in several.items()} for part in (slice(0, 2), slice(2, 4)))
+    starts["x"][1] = stops["x"][1]  # a pair without an angle between its ends
+    together = interpolate(model, None, starts, stops, 3, grid=GRID[::5])
+    for k in range(2):
+        one, other = ({name: x[k : k + 1] for name, x in end.items()} for end in (starts, stops))
+        for name, x in interpolate(model, None, one, other, 3, grid=GRID[::5]).items():
+            torch.testing.assert_close(together[name][3 * k : 3 * k + 3], x, atol=1e-8, rtol=0)
+
+
 def test_facade_interpolates_structures():
     dig = toy(MODEL)
     a, b = (dig.coordinates.decode(end) for end in ends(MODEL))
     path = dig.interpolate(a, b, 4, steps=15)
     assert isinstance(path, Geometry) and path.positions.shape == (4, dig.coordinates.n_atoms, 3)
     torch.testing.assert_close(path.positions[:1], a.positions, atol=1e-8, rtol=0)
+    ways = dig.interpolate(Geometry(torch.cat([a.positions, b.positions])), Geometry(torch.cat([b.positions, a.positions])), 4, steps=15)
+    torch.testing.assert_close(ways.positions[[0, 7]], a.positions.expand(2, -1, -1), atol=1e-8, rtol=0)
 
 
 def test_what_makes_no_path_is_refused():
