@@ -10,6 +10,7 @@ import torch
 from rdkit import Chem
 
 from dig_core.dig import DiG
+from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError
 from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weights
 from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool
@@ -19,8 +20,9 @@ from dig_core.types import Geometry
 from .. import models
 from .check import label
 from .convert import check_structure, describe, with_conformers
-from .energy import MMFFEnergy
+from .energy import MMFFEnergy, reduced_unit
 from .ensemble import ConformerEnsemble
+from .given import check_energy
 from .training import fit_molecule
 from .transfer import on_molecule
 
@@ -37,6 +39,7 @@ def sample_conformers(
     *,
     model: DiG | str | Path | None = None,
     correct: str | None = "reweight",
+    energy: Energy | None = None,
     variant: str = "MMFF94s",
     budget: str | float = "5min",
     seed: int | None = None,
@@ -44,7 +47,7 @@ def sample_conformers(
     batch: int = 512,
     progress: bool | None = None,
 ) -> ConformerEnsemble:
-    """``n`` conformers of the equilibrium ensemble of MMFF94 at ``temperature`` K, with what they weigh.
+    """``n`` conformers of the equilibrium ensemble at ``temperature`` K, of MMFF94 unless another energy is given, with what they weigh.
 
     Parameters
     ----------
@@ -53,6 +56,8 @@ def sample_conformers(
         ``"conformers"``, the shipped model of any molecule, whose conformers are worth less.
     correct: ``"reweight"``, independent conformers with raw weights exp(-E/kT) / q; ``"mc"``, a Metropolis chain on the model's proposals,
         conformers of equal weight, repeats included; None, the model's own law, whatever it is.
+    energy: E/kT at this temperature of the molecule's atoms in their order, such as ``OpenMMEnergy(System, temperature)`` of
+        :mod:`dig_plugins.openmm`; MMFF94 of RDKit if None, by ``variant``. Corrections are exact for any model, whatever it was trained on.
     seed: conformer i depends on (seed, i) alone, of a chain on those before it too.
     steps: of the model's paths; its card's if None. batch: conformers at a time.
 
@@ -66,10 +71,10 @@ def sample_conformers(
         raise IncompatibleError(f"expected to draw at least 1 conformer, got n = {n}.")
     seed = as_seed(seed)
     if model is None:
-        model = fit_molecule(mol, temperature, variant=variant, budget=budget, seed=seed, progress=progress).dig
+        model = fit_molecule(mol, temperature, energy=energy, variant=variant, budget=budget, seed=seed, progress=progress).dig
     dig = on_molecule(model if isinstance(model, DiG) else models.load(model), mol)
-    check_model(dig, mol, temperature, variant)
-    energy = MMFFEnergy(mol, temperature, variant=variant)
+    check_model(dig, mol, temperature, variant if energy is None else None)
+    energy = MMFFEnergy(mol, temperature, variant=variant) if energy is None else check_energy(energy, temperature)
     if correct == "mc":
         found, acceptance = _chain(dig, energy, n, seed, steps, batch)
         log_weight = np.zeros(n)
@@ -77,22 +82,25 @@ def sample_conformers(
         found = Pool(dig.proposal(steps=steps), energy, seed=seed, batch=min(batch, n)).take(n)
         acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
         log_weight = found.log_weight if correct else np.where(found.reason == 0, 0.0, -np.inf)
-    numbers = {"energy": found.u * energy.kt, "log_q": found.log_q, "log_weight": log_weight}
+    numbers = {"energy": found.u * reduced_unit(temperature), "log_q": found.log_q, "log_weight": log_weight}
     filled = with_conformers(mol, Geometry(torch.from_numpy(found.positions)), **numbers)
     block = math.ceil(n / 40) if correct == "mc" else 1  # a chain repeats itself: errors by blocks, some forty of them
     return ConformerEnsemble(filled, *numbers.values(), float(temperature), seed, acceptance, block)
 
 
-def check_model(dig: DiG, mol: Chem.Mol, temperature: float, variant: str) -> None:
-    """IncompatibleError unless the model is one of this molecule, atom for atom, of this stereoisomer, energy and temperature."""
+def check_model(dig: DiG, mol: Chem.Mol, temperature: float, variant: str | None) -> None:
+    """IncompatibleError unless the model is one of this molecule, atom for atom, of this stereoisomer and temperature, and of the MMFF94
+    ``variant`` where one is asked for."""
     reference = dig.descriptor.reference
     if reference is None or reference.positions.shape[1] != mol.GetNumAtoms():
         raise IncompatibleError(f"the model {dig.card.name!r} has {dig.descriptor.n_atoms} atoms, the molecule {mol.GetNumAtoms()}.")
     model, wanted = dig.card.temperature, float(temperature)
     if model is not None and abs(model - wanted) > 0.1:
         raise IncompatibleError(f"the model {dig.card.name!r} was trained at {model:g} K: ask for that temperature, not for {wanted:g} K.")
-    if dig.card.energy and not dig.card.energy.startswith(f"{variant} "):
-        raise IncompatibleError(f"the model {dig.card.name!r} was trained on {dig.card.energy}: ask for that energy, not for {variant}.")
+    if variant and dig.card.energy and not dig.card.energy.startswith(f"{variant} "):
+        raise IncompatibleError(
+            f"the model {dig.card.name!r} was trained on {dig.card.energy}: ask for that energy, or pass energy= if you mean another."
+        )
     placed = with_conformers(mol, reference)
     for i, (number, atom) in enumerate(zip(dig.descriptor.numbers.tolist(), mol.GetAtoms(), strict=True)):
         if number != atom.GetAtomicNum():
@@ -102,7 +110,7 @@ def check_model(dig: DiG, mol: Chem.Mol, temperature: float, variant: str) -> No
         raise IncompatibleError(f"the model {dig.card.name!r} has other bonds than the molecule: keep its order of atoms.")
 
 
-def _chain(dig: DiG, energy: MMFFEnergy, n: int, seed: int, steps: int | None, batch: int) -> tuple[Candidates, float]:
+def _chain(dig: DiG, energy: Energy, n: int, seed: int, steps: int | None, batch: int) -> tuple[Candidates, float]:
     """The state of a chain after each of ``n`` proposals, and the fraction of them that it accepted.
 
     It starts at one of ``batch`` proposals, drawn by their weights: nearly in equilibrium.

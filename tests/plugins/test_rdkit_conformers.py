@@ -76,6 +76,25 @@ def test_exact_laws_hold_with_an_untrained_model(correct):
     assert abs(value) < 4 * stderr < 0.5
 
 
+def test_any_energy_weighs_the_same_draws():
+    """Springs between all atoms: weights differ by the difference of energies, which are in kcal/mol of the one asked for."""
+    mol, dig = untrained("OO")
+    plain = sample_conformers(mol, 8, model=dig, seed=3)
+    mmff = MMFFEnergy(mol, 300.0)
+
+    def springs(geometry: Geometry) -> torch.Tensor:
+        return geometry.positions.double().square().sum((1, 2))
+
+    other = sample_conformers(mol, 8, model=dig, energy=springs, seed=3)
+    positions = convert.to_geometry(other.mol)
+    np.testing.assert_allclose(other.log_weight - plain.log_weight, (mmff(positions) - springs(positions)).numpy(), atol=1e-6)
+    np.testing.assert_allclose(other.energy, springs(positions).numpy() * mmff.kt)
+    with pytest.raises(IncompatibleError, match="250 K.*300 K"):
+        sample_conformers(mol, 8, model=dig, energy=MMFFEnergy(mol, 250.0))
+    with pytest.raises(IncompatibleError, match="OpenMMEnergy"):
+        sample_conformers(mol, 8, model=dig, energy="sage")
+
+
 def test_an_uncorrected_model_is_what_it_is():
     """It turns freely, where MMFF has next to nothing near cis."""
     found, exact = peroxide(None), peroxide("reweight")
