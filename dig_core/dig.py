@@ -19,7 +19,7 @@ from .coordinates import Coordinates
 from .diffusion.processes import Joint
 from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
-from .parallel import halving, in_order, on_threads
+from .parallel import as_here, halving, in_order
 from .random import Streams
 from .sampling.density import flow_log_prob
 from .sampling.guidance import Guidance, Guided
@@ -147,8 +147,8 @@ class DiG:
         if executor is None:
             yield from (concatenate(halving(partial(_drawn, dig, method, grid, seed), rows)) for rows in batches)
         else:
-            task = partial(_drawn_elsewhere, dig, method, grid.tolist(), seed, torch.get_num_threads())
-            yield from (_each(torch.from_numpy, found) for found in in_order(executor, task, batches))
+            task = partial(_drawn_elsewhere, dig, method, grid.tolist(), seed)
+            yield from (_each(torch.from_numpy, found) for found in in_order(executor, as_here(task), batches))
 
     def to_samples(self, state: State, log_q: Tensor | None, kind: str | None, rng: Streams) -> Samples:
         """Structures of ``state``; ``log_q`` in the state's measure is carried to Angstrom. Invalid states get log_q = +inf.
@@ -226,9 +226,8 @@ def _drawn(dig: DiG, method: str, grid: Tensor, seed: int, rows: range) -> Sampl
     return dig.to_samples(SOLVERS[method](dig.model, dig.descriptor, grid, rng), None, None, rng)
 
 
-def _drawn_elsewhere(dig: DiG, method: str, grid: list[float], seed: int, threads: int, rows: range) -> Samples:
+def _drawn_elsewhere(dig: DiG, method: str, grid: list[float], seed: int, rows: range) -> Samples:
     """In a worker: arrays in place of tensors, which processes would share."""
-    on_threads(threads)
     draw = partial(_drawn, dig, method, torch.tensor(grid, dtype=torch.float64), seed)
     return _each(lambda x: x.detach().cpu().numpy(), concatenate(halving(draw, rows)))
 

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from .errors import IncompatibleError
 from .gradients import with_gradients
 from .types import Geometry
 
-__all__ = ["ParallelEnergy", "halving", "in_order", "on_threads"]
+__all__ = ["ParallelEnergy", "as_here", "halving", "in_order"]
 
 _AHEAD = 64
 _ONCE = "energies from other processes are differentiable only once: call the energy itself."
@@ -44,10 +45,15 @@ def in_order(executor: Executor, function: Callable[[Item], Found], items: Itera
             future.cancel()
 
 
-def on_threads(threads: int) -> None:
-    """Compute on so many threads: matrix products of another number round differently."""
+def as_here(function: Callable[[Item], Found]) -> Callable[[Item], Found]:
+    """``function``, in whatever process on as many threads as here: matrix products of another number round differently."""
+    return partial(_on_threads, torch.get_num_threads(), function)
+
+
+def _on_threads(threads: int, function: Callable[[Item], Found], item: Item) -> Found:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    return function(item)
 
 
 def halving(function: Callable[[range], Found], rows: range) -> list[Found]:

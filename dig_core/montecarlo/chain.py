@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..energy import Energy
 from ..errors import IncompatibleError, StateError
-from ..parallel import halving, in_order, on_threads
+from ..parallel import as_here, halving, in_order
 from ..random import Streams, as_seed
 from ..types import Geometry
 from .proposals import Proposal
@@ -177,19 +177,11 @@ def weighed(
     """
     if n < 1 or batch < 1:
         raise IncompatibleError(f"expected at least 1 proposal, in batches of at least 1, got n = {n} and batch = {batch}.")
-    seed, lows = as_seed(seed), range(start, start + n, batch)
+    task, lows = partial(_candidates, proposal, energy, as_seed(seed)), range(start, start + n, batch)
     batches = (range(low, low + batch) for low in lows)
-    if executor is None:
-        made: Iterator[Candidates] = (_candidates(proposal, energy, seed, rows) for rows in batches)
-    else:
-        made = in_order(executor, partial(_elsewhere, proposal, energy, seed, torch.get_num_threads()), batches)
+    made = map(task, batches) if executor is None else in_order(executor, as_here(task), batches)
     for low, found in zip(lows, made, strict=True):
         yield Candidates(*(field[: start + n - low] for field in found))
-
-
-def _elsewhere(proposal: Proposal, energy: Energy, seed: int, threads: int, rows: range) -> Candidates:
-    on_threads(threads)
-    return _candidates(proposal, energy, seed, rows)
 
 
 def _candidates(proposal: Proposal, energy: Energy, seed: int, rows: range) -> Candidates:
