@@ -234,33 +234,27 @@ def _frames(
     excluded: Counter[str],
 ) -> Frames | None:  # fmt: skip
     """Frames with the forces of ``energy``, or of the images if all have them; None if none is left."""
+    from dig_core.nn import AdsorptionGraphormer
+
     if not images:
         return None
-    geometry, forces = to_geometry(images), [_stored(image, "forces") for image in images]
+    positions, forces = to_geometry(images).positions, [_stored(image, "forces") for image in images]
     if energy is not None:
         # Where the model has the structure: with a rigid slab and adsorbate this is not quite where the image has it.
-        placed = coordinates.decode(coordinates.encode(geometry, descriptor)[0], descriptor)
+        placed = coordinates.decode(coordinates.encode(Geometry(positions), descriptor)[0], descriptor)
         u, gradient = ASEEnergy(energy, template, temperature).energy_and_gradient(placed)
         good = torch.isfinite(u)
         excluded.update({"calculator_failed": int((~good).sum())} if not good.all() else {})
         if not good.any():
             return None
-        geometry, reduced = Geometry(geometry.positions[good]), -gradient[good]
+        positions, reduced = positions[good], -gradient[good]
     elif all(force is not None for force in forces):
         reduced = torch.as_tensor(np.array(forces, dtype=np.float64)) / kt
     else:
-        return frames_of(coordinates, descriptor, Geometry(geometry.positions))
-    process = _process(descriptor, coordinates)
-    return frames_of(
-        coordinates, descriptor, Geometry(geometry.positions), _Known(reduced), process=process, batch=len(geometry.positions)
-    )
-
-
-def _process(descriptor: Descriptor, coordinates: Adsorbate):
-    """Whose spaces the forces are taken along."""
-    from dig_core.nn import AdsorptionGraphormer
-
-    return AdsorptionGraphormer(8, 1, 1, 1, 4, channels=2, coordinates=coordinates.config).process(descriptor)
+        return frames_of(coordinates, descriptor, Geometry(positions))
+    # A network of any size says along which spaces the forces are taken.
+    process = AdsorptionGraphormer(8, 1, 1, 1, 4, channels=2, coordinates=coordinates.config).process(descriptor)
+    return frames_of(coordinates, descriptor, Geometry(positions), _Known(reduced), process=process, batch=len(positions))
 
 
 class _Known:
