@@ -71,7 +71,7 @@ def fit_backbones(
         :class:`~dig_core.coordinates.Backbone` coordinates, with forces where there are some
         (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list. Of what was read from files the
         most central structure becomes the reference.
-    model: None for an untrained network, a model or its name to go on from.
+    model: None for an untrained network, a model or its name to go on from; with ``modes`` in ``network`` it gets them.
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
     longest: of several proteins, residues of the parts that are trained on.
@@ -133,11 +133,26 @@ def _frames(backbones: Backbones) -> Frames:
 
 def _begun(model: DiG | str | Path | None, systems: list[tuple[Descriptor, Frames]], seed: int, network: dict) -> DiG:
     """What training starts from, on the first protein; what is given is left as it is."""
-    first = systems[0][0]
+    first, frames = systems[0]
     if model is None:
-        return untrained_backbones(first, any_protein=len(systems) > 1, seed=seed, **network)
-    dig = (model if isinstance(model, DiG) else load(model)).on(first)
-    return dataclasses.replace(dig, model=copy.deepcopy(dig.model))
+        dig = untrained_backbones(first, any_protein=len(systems) > 1, seed=seed, **network)
+    else:
+        dig = (model if isinstance(model, DiG) else load(model)).on(first)
+        dig = dataclasses.replace(dig, model=_enlarged(dig.model, network) if network else copy.deepcopy(dig.model))
+    if "modes" in network:
+        dig.model.network.look_at(frames.state, first)
+    return dig
+
+
+def _enlarged(model: NoiseScore, network: dict) -> NoiseScore:
+    """The same with what ``network`` adds, which says nothing until it is trained; another size of what is there is refused."""
+    fresh = BackboneGraphormer(**{**model.network.config, **network})  # type: ignore[dict-item]
+    known, wanted = model.network.state_dict(), fresh.state_dict()
+    wrong = sorted(name for name, x in known.items() if name not in wanted or wanted[name].shape != x.shape)
+    if wrong:
+        raise IncompatibleError(f"expected options that add to the given model, {network} change {wrong[0]}: train one from the start.")
+    fresh.load_state_dict(wanted | known)
+    return NoiseScore(fresh, model.process).eval().requires_grad_(False)
 
 
 def _one(

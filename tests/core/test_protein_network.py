@@ -12,6 +12,7 @@ from dig_core.diffusion.rotations import rotation_matrix
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import BackboneGraphormer
+from dig_core.nn.collective import Collective, attitude
 from dig_core.nn.residues import ALONG, along
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
@@ -21,6 +22,7 @@ from dig_core.training.crops import cropped
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames
 from dig_core.training.systems import Systems
+from dig_core.types import Geometry
 
 SMALL = {"width": 16, "heads": 2, "layers": 2, "pair": 8, "heard": 4, "basis": 6}
 SEQUENCE = "MKGAVLPD"
@@ -29,8 +31,17 @@ SEQUENCE = "MKGAVLPD"
 def awake(descriptor, **options) -> NoiseScore:
     """A float64 network whose head answers."""
     network = BackboneGraphormer(**SMALL, **options).double()
-    torch.nn.init.normal_(network.head[2].weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    layers = [network.head[2]] if network.collective is None else [network.head[2], network.collective.told, network.collective.answer]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight, std=0.3, generator=torch.Generator().manual_seed(1))
     return NoiseScore(network, network.process(descriptor)).requires_grad_(False)
+
+
+def known(sequence: str):
+    """A descriptor with a reference structure."""
+    blank = protein(sequence)
+    positions = 3.0 * torch.randn(1, blank.n_atoms, 3, generator=torch.Generator().manual_seed(5)).double()
+    return dataclasses.replace(blank, reference=Geometry(positions))
 
 
 def states(model: NoiseScore, n: int = 3):
@@ -44,10 +55,11 @@ def test_score_is_tangent_and_independent_of_its_batch(process):
     check_score_model(model, states(model), descriptor)
 
 
+@pytest.mark.parametrize("modes", [0, 3])
 @pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
-def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t):
-    descriptor = protein(SEQUENCE)
-    model = awake(descriptor)
+def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t, modes):
+    descriptor = known(SEQUENCE) if modes else protein(SEQUENCE)
+    model = awake(descriptor, **({"members": len(SEQUENCE), "reference": True, "modes": modes} if modes else {}))
     state, t = states(model), torch.tensor([t], dtype=torch.float64)
     turn = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
     matrix = rotation_matrix(turn)
@@ -61,11 +73,40 @@ def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t):
     assert (mirrored.noise["pos"] + wanted.noise["pos"]).abs().max() > 1e-3
 
 
+def test_attitude_is_the_rotation_of_what_was_turned_and_smooth_where_there_is_none():
+    rng = torch.Generator().manual_seed(3)
+    fixed, fixed_turn = (torch.randn(9, 3, generator=rng).double() for _ in range(2))
+    fixed_turn, turn = rotation_matrix(fixed_turn), rotation_matrix(torch.randn(4, 3, generator=rng).double())
+    noise = torch.full((1, 1, 1), 0.5, dtype=torch.float64)
+    found = attitude(fixed @ turn.transpose(1, 2), turn[:, None] @ fixed_turn, fixed, fixed_turn, noise, noise)
+    torch.testing.assert_close(found, turn, rtol=0, atol=0.02)
+    # Where the overlap is nothing the polar factor of rotations has no limit, this one fades.
+    nothing = torch.zeros(1, 9, 3, dtype=torch.float64, requires_grad=True)
+    blind = attitude(nothing, torch.zeros(1, 9, 3, 3).double(), fixed, fixed_turn, noise, noise)
+    assert not blind.any()
+    assert torch.autograd.grad(blind[0, 0, 0], nothing)[0].isfinite().all()
+
+
+def test_modes_begin_with_the_principal_motions_of_structures():
+    rng = torch.Generator().manual_seed(6)
+    fixed, axis = torch.randn(2, 9, 3, generator=rng).double()
+    fixed_turn = rotation_matrix(torch.randn(9, 3, generator=rng).double())
+    axis = axis - axis.mean(0)
+    # Shifts that turn nothing: laying structures back must not take a part of them away.
+    spin = torch.stack([torch.linalg.cross(e.expand(9, 3), fixed).flatten() for e in torch.eye(3).double()])
+    axis = (axis.flatten() - torch.linalg.pinv(spin) @ (spin @ axis.flatten())).view(9, 3)
+    gone = torch.linspace(-0.05, 0.05, 12, dtype=torch.float64)[:, None, None] * axis
+    part = Collective(9, 8, 2).double().requires_grad_(False)
+    part.start(fixed + gone, fixed_turn.expand(12, 9, 3, 3), fixed, fixed_turn)
+    assert abs(float(part.along[0, :27] @ axis.flatten() / axis.norm())) > 0.99
+    assert not part.along[0, 27:].any() and not part.ways[0, 1].any()
+
+
 def test_neighbours_along_the_chain_are_seen_where_they_are():
-    known = residues(protein(SEQUENCE, numbers=[1, 2, 3, 7, 8, 9, 10, 11]))
+    chain = residues(protein(SEQUENCE, numbers=[1, 2, 3, 7, 8, 9, 10, 11]))
     rng = torch.Generator().manual_seed(2)
     pos, turn = torch.randn(2, 8, 3, generator=rng).double(), rotation_matrix(torch.randn(2, 8, 3, generator=rng).double())
-    gap, features = along(pos, turn, known.follows(), 0.1)
+    gap, features = along(pos, turn, chain.follows(), 0.1)
     assert features.shape == (2, 8, ALONG)
     for here, side, there in ((1, 0, 0), (1, 1, 2), (5, 0, 4), (5, 1, 6)):
         seen = (turn[:, here] @ gap[:, here, side, :, None])[..., 0]
@@ -122,6 +163,8 @@ def test_models_of_one_protein_and_reference_are_refused_elsewhere():
     reader = awake(protein(SEQUENCE), reference=True)
     with pytest.raises(IncompatibleError, match="reference structure"):
         reader.moments(states(reader), torch.tensor([0.5]), protein(SEQUENCE))
+    with pytest.raises(IncompatibleError, match="reference"):
+        BackboneGraphormer(modes=4, members=8)
     with pytest.raises(IncompatibleError, match="process"):
         BackboneGraphormer(process="poisson")
 
