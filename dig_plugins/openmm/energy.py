@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import openmm
 import torch
@@ -126,29 +128,38 @@ class OpenMMEnergy:
         """u (B,) and du/dx (B, N, 3) 1/Angstrom; the second is zero throughout unless ``gradient``."""
         self._check(geometry)
         positions = to_nanometers(geometry)
-        usable = np.isfinite(positions).all(axis=(1, 2))
-        positions[~usable] = 0.0
-        # Platforms with float32 positions lose all precision far from the origin, and silently.
-        positions -= positions.mean(axis=1, keepdims=True)
-        energies = np.full(len(positions), np.inf)
-        forces = np.zeros_like(positions)
+        energies, forces = np.full(len(positions), np.inf), np.zeros_like(positions)
         context = self._ready()
-        for i in np.flatnonzero(usable):
+        usable = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2)))
+        for i, placed in zip(usable, self._placed(positions[usable]), strict=True):
             try:
-                context.setPositions(positions[i])
+                context.setPositions(placed)
                 state = context.getState(energy=True, forces=gradient)
             except openmm.OpenMMException as error:
                 self.last_error = str(error)
                 continue
             energies[i] = state.getPotentialEnergy()._value
             if gradient:
-                _read_forces(state, forces[i])
+                self._read_forces(state, forces[i])
         failed = ~(np.isfinite(energies) & np.isfinite(forces).all(axis=(1, 2)))
         energies[failed], forces[failed] = np.inf, 0.0
         self.n_evaluations += len(energies)
         self.n_failures += int(failed.sum())
         kt = reduced_unit(self.temperature)
         return energies / kt, forces * (-NM_PER_ANGSTROM / kt)
+
+    def _placed(self, positions: np.ndarray) -> Iterable[np.ndarray]:
+        """Structures (B, N, 3) nm as the Context is given them, one after the other."""
+        # Platforms with float32 positions lose all precision far from the origin, and silently.
+        return positions - positions.mean(axis=1, keepdims=True)
+
+    def _read_forces(self, state: openmm.State, out: np.ndarray) -> None:
+        """Forces on a structure's atoms, kJ/mol/nm, written to ``out`` (N, 3)."""
+        # State.getForces(asNumpy=True) looks attributes up and builds units: longer than a small molecule's forces take.
+        if hasattr(state, "_getVectorAsNumpy"):
+            state._getVectorAsNumpy(openmm.State.Forces, out)
+        else:
+            out[:] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
 
     def _check(self, geometry: Geometry) -> None:
         shape = tuple(geometry.positions.shape)
@@ -177,11 +188,3 @@ class OpenMMEnergy:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-
-
-def _read_forces(state: openmm.State, out: np.ndarray) -> None:
-    # State.getForces(asNumpy=True) looks attributes up and builds units: longer than a small molecule's forces take.
-    if hasattr(state, "_getVectorAsNumpy"):
-        state._getVectorAsNumpy(openmm.State.Forces, out)
-    else:
-        out[:] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)

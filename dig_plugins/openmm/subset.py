@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import openmm
 import torch
@@ -14,7 +16,7 @@ from dig_core.montecarlo.proposals import Proposal
 from dig_core.types import Geometry
 
 from .constraints import without_constraints
-from .convert import NM_PER_ANGSTROM, kelvin, label, reduced_unit, to_nanometers
+from .convert import kelvin, label
 from .energy import OpenMMEnergy
 from .platforms import candidates, fastest
 
@@ -84,29 +86,17 @@ class SubsetEnergy(OpenMMEnergy):
         whole[:, self.atoms] = positions - positions.mean(axis=1, keepdims=True) + centroid
         return whole
 
-    def _evaluate(self, geometry: Geometry, *, gradient: bool) -> tuple[np.ndarray, np.ndarray]:
-        self._check(geometry)
+    def _check(self, geometry: Geometry) -> None:
+        super()._check(geometry)
         self._known()
-        positions = to_nanometers(geometry)
-        energies, forces = np.full(len(positions), np.inf), np.zeros_like(positions)
-        context = self._ready()
-        for i in np.flatnonzero(np.isfinite(positions).all(axis=(1, 2))):
-            try:
-                context.setPositions(self.place(positions[i : i + 1])[0])
-                state = context.getState(energy=True, forces=gradient)
-            except openmm.OpenMMException as error:
-                self.last_error = str(error)
-                continue
-            energies[i] = state.getPotentialEnergy()._value
-            if gradient:
-                own = state.getForces(asNumpy=True)._value[self.atoms]
-                forces[i] = own - own.mean(axis=0)  # the centroid stays, so that no net force acts on the structure
-        failed = ~(np.isfinite(energies) & np.isfinite(forces).all(axis=(1, 2)))
-        energies[failed], forces[failed] = np.inf, 0.0
-        self.n_evaluations += len(energies)
-        self.n_failures += int(failed.sum())
-        kt = reduced_unit(self.temperature)
-        return energies / kt, forces * (-NM_PER_ANGSTROM / kt)
+
+    def _placed(self, positions: np.ndarray) -> Iterable[np.ndarray]:
+        return (self.place(one[None])[0] for one in positions)
+
+    def _read_forces(self, state: openmm.State, out: np.ndarray) -> None:
+        whole = np.empty_like(self._known())
+        super()._read_forces(state, whole)
+        out[:] = whole[self.atoms] - whole[self.atoms].mean(axis=0)  # the centroid stays, so that no net force acts on the structure
 
     def _known(self) -> np.ndarray:
         if self._surroundings is None:
