@@ -33,7 +33,7 @@ _TILES = {
     "frames": ("frames", "{:d}"),
     "proposals_made": ("proposals", "{:d}"),
     "sites": ("sites", "{:d}"),
-    "effective_sample_size": ("worth so many independent ones", "{:.1f}"),
+    "effective_sample_size": ("effective sample size", "{:.1f}"),
     "raw_ess": ("raw effective sample size", "{:.1%}"),
     "acceptance": ("acceptance", "{:.1%}"),
     "largest_weight_share": ("heaviest weight of all", "{:.2%}"),

@@ -15,6 +15,7 @@ from .options import (
     MaybeFile,
     Model,
     Of,
+    Pages,
     Seed,
     Steps,
     Temperature,
@@ -40,6 +41,7 @@ def validate(
     calculator: Calculator = None,
     steps: Steps = None,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Say whether the ensemble of a model can be trusted, and why; exit code 4 if it cannot.
@@ -50,7 +52,7 @@ def validate(
 
     use_threads(threads)
     about = given(of, force_field, temperature, adsorbate, calculator)
-    found = run(model, out, given=about, n=n, structures=structures, steps=steps, seed=seed)
+    found = run(model, out, given=about, n=n, structures=structures, steps=steps, seed=seed, report=report)
     typer.echo(found.said)
     if not found.result.trusted:
         sys.exit(NOT_TRUSTED)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Calculator, MaybeText, N, Seed, Steps, Threads, use_threads
+from .options import Calculator, MaybeText, N, Pages, Seed, Steps, Threads, use_threads
 
 __all__ = ["adsorb", "design"]
 
@@ -24,6 +24,7 @@ def adsorb(
     yielding: Annotated[bool, typer.Option(help="Let slab atoms move that no FixAtoms holds.")] = False,
     unseen: Annotated[bool, typer.Option(help="Take the model's guess for what it was not trained on.")] = False,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Sample an adsorbate on a slab: structures, sites, a map of the free energy.
@@ -35,10 +36,10 @@ def adsorb(
     use_threads(threads)
     found = run(
         slab, adsorbate, out, model=model, temperature=temperature, n=n, calculator=calculator, correct=correct, seed=seed,
-        yielding=yielding, unseen=unseen,
+        yielding=yielding, unseen=unseen, report=report,
     )  # fmt: skip
     typer.echo(found.ensemble.summary())
-    typer.echo(f"samples, sites and map: {found.directory}")
+    typer.echo(f"samples, sites and map: {found.directory}" + (f"\nreport: {found.report}" if found.report else ""))
 
 
 def design(
@@ -53,6 +54,7 @@ def design(
     most: Annotated[int | None, typer.Option(help="Draws after which rejection gives up.")] = None,
     steps: Steps = None,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Design crystals of a composition with a wanted band gap.
@@ -62,5 +64,5 @@ def design(
     from ..tasks import design as run
 
     use_threads(threads)
-    options = {"by": by, "strength": strength, "width": width, "steps": steps, "most": most, "seed": seed}
+    options = {"by": by, "strength": strength, "width": width, "steps": steps, "most": most, "seed": seed, "report": report}
     typer.echo(run(composition, out, n=n, target=target, model=model, **options).said)

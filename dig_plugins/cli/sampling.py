@@ -63,6 +63,7 @@ def sample(
     temperature: Temperature = None,
     steps: Steps = None,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Draw independent structures, with their exact weights where the model has an energy.
@@ -72,7 +73,7 @@ def sample(
     from ..tasks import sample as run
 
     use_threads(threads)
-    typer.echo(run(model, n, out, given=given(of, force_field, temperature), steps=steps, seed=seed).said)
+    typer.echo(run(model, n, out, given=given(of, force_field, temperature), steps=steps, seed=seed, report=report).said)
 
 
 def density(
@@ -88,6 +89,7 @@ def density(
     calculator: Calculator = None,
     steps: Steps = None,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Log-density, energy and log weight of given structures.
@@ -98,7 +100,7 @@ def density(
 
     use_threads(threads)
     about = given(of, force_field, temperature, adsorbate, calculator)
-    typer.echo(run(model, structures, out, given=about, kind=kind, steps=steps, paths=paths, seed=seed).said)
+    typer.echo(run(model, structures, out, given=about, kind=kind, steps=steps, paths=paths, seed=seed, report=report).said)
 
 
 def mc(
@@ -114,6 +116,7 @@ def mc(
     force_field: ForceField = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Run an exact Monte Carlo chain of MD and DiG proposals; the same command goes on with it.
@@ -124,7 +127,7 @@ def mc(
 
     use_threads(threads)
     options = {"md_steps": md_steps, "proposals": proposals, "timestep": timestep, "scheme": scheme, "save": save, "seed": seed}
-    typer.echo(run(model, out, blocks=blocks, given=given(of, force_field, temperature), **options).said)
+    typer.echo(run(model, out, blocks=blocks, given=given(of, force_field, temperature), report=report, **options).said)
 
 
 def interpolate(
@@ -138,6 +141,7 @@ def interpolate(
     force_field: ForceField = None,
     temperature: Temperature = None,
     steps: Steps = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Go from one structure to another through the model's latent space.
@@ -147,4 +151,4 @@ def interpolate(
     from ..tasks import interpolate as run
 
     use_threads(threads)
-    typer.echo(run(model, start, end, out, n=n, given=given(of, force_field, temperature), steps=steps, path=path).said)
+    typer.echo(run(model, start, end, out, n=n, given=given(of, force_field, temperature), steps=steps, path=path, report=report).said)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from .options import Calculator, MaybeFile, MaybeText, Seed, Threads, use_threads
+from .options import Calculator, MaybeFile, MaybeText, Pages, Seed, Threads, use_threads
 
 if TYPE_CHECKING:
     from ..tasks import Run
@@ -33,6 +33,7 @@ def openmm(
     frames: Annotated[MaybeFile, typer.Option(help="Trajectory at this temperature, if there is one (needs mdtraj).")] = None,
     budget: Annotated[str, typer.Option(help="Wall time on this machine: 30min, 2h.")] = "30min",
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Train on a force field alone, or on a force field and a trajectory.
@@ -42,7 +43,7 @@ def openmm(
     from ..tasks import train_openmm as run
 
     use_threads(threads)
-    _tell(run(pdb, [*forcefield, *(more or [])], temperature, frames=frames, budget=budget, out=out, seed=seed))
+    _tell(run(pdb, [*forcefield, *(more or [])], temperature, frames=frames, budget=budget, out=out, seed=seed, report=report))
 
 
 @app.command("protein")
@@ -56,6 +57,7 @@ def protein(
     apart: Annotated[int, typer.Option(help="Further steps where the states of the protein part.")] = 0,
     out: Out = Path("training"),
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Train on backbones: structures and trajectories of a protein, or of several.
@@ -65,7 +67,7 @@ def protein(
     from ..tasks import train_protein as run
 
     use_threads(threads)
-    options = {"model": model, "steps": steps, "batch": batch, "apart": apart, "out": out, "seed": seed}
+    options = {"model": model, "steps": steps, "batch": batch, "apart": apart, "out": out, "seed": seed, "report": report}
     _tell(run(files, structure=structure, chain=chain, **options))
 
 
@@ -77,6 +79,7 @@ def molecule(
     budget: Annotated[str, typer.Option(help="Wall time on this machine: 5min, 2h.")] = "5min",
     out: Out = Path("training"),
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Train on the conformers of a molecule, by MMFF94 alone.
@@ -86,7 +89,7 @@ def molecule(
     from ..tasks import train_molecule as run
 
     use_threads(threads)
-    _tell(run(molecule, temperature, variant=variant, budget=budget, out=out, seed=seed))
+    _tell(run(molecule, temperature, variant=variant, budget=budget, out=out, seed=seed, report=report))
 
 
 @app.command("adsorption")
@@ -102,6 +105,7 @@ def adsorption(
     yielding: Annotated[bool, typer.Option(help="Let slab atoms move that no FixAtoms holds.")] = False,
     out: Out = Path("training"),
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Train on an adsorbate on a slab, by a calculator, by structures, or by both.
@@ -112,7 +116,7 @@ def adsorption(
 
     use_threads(threads)
     options = {"temperature": temperature, "evaluations": evaluations, "steps": steps, "yielding": yielding, "out": out, "seed": seed}
-    _tell(run(slab, adsorbate, calculator=calculator, frames=frames, model=model, **options))
+    _tell(run(slab, adsorbate, calculator=calculator, frames=frames, model=model, report=report, **options))
 
 
 @app.command("crystal")
@@ -125,6 +129,7 @@ def crystal(
     steps: TrainingSteps = 1500,
     out: Out = Path("training"),
     seed: Seed = None,
+    report: Pages = True,
     threads: Threads = 1,
 ) -> None:
     """Train on the crystals of a composition, by a calculator alone.
@@ -134,7 +139,7 @@ def crystal(
     from ..tasks import train_crystal as run
 
     use_threads(threads)
-    options = {"pressure": pressure, "evaluations": evaluations, "steps": steps, "out": out, "seed": seed}
+    options = {"pressure": pressure, "evaluations": evaluations, "steps": steps, "out": out, "seed": seed, "report": report}
     _tell(run(composition, calculator, temperature, **options))
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
-from dig_core.montecarlo.analysis import Profile, count_visits, effective_sample_size
+from dig_core.montecarlo.analysis import count_visits, effective_sample_size
 from dig_core.random import as_seed
 
 from .. import models
@@ -24,6 +24,7 @@ from ..report import write_report
 from .demo_report import demo_report
 from .montecarlo import Block, DiGMonteCarlo
 from .observables import LEFT_HANDED, Backbone, backbone_dihedrals
+from .pictures import reference_profile
 from .reporter import DiGReporter, TrajectoryReporter
 from .systems import ModelSystem, model_system
 
@@ -134,7 +135,7 @@ def _write(directory, name, dig: DiG, system: ModelSystem, recorder, chain, seco
     write_record(directory, summary)
     report = None
     if pages:
-        made = demo_report(system, backbone, positions, md_positions, accepted, log_weight, _reference(name), summary)
+        made = demo_report(system, backbone, positions, md_positions, accepted, log_weight, reference_profile(name), summary)
         report = write_report(directory, made, summary)
     return DemoRun(summary, directory, report)
 
@@ -143,15 +144,6 @@ def _left(backbone: Backbone, positions: np.ndarray) -> np.ndarray:
     """(F,) bool: in the left-handed states, of the first residue."""
     phi = backbone.measure(positions)[0][:, 0]
     return (phi > LEFT_HANDED[0]) & (phi < LEFT_HANDED[1])
-
-
-def _reference(name: str) -> Profile | None:
-    """The phi profile of the long parallel-tempering run, if the model ships with one."""
-    file = models.index()[name].get("reference")
-    if file is None:
-        return None
-    with np.load(models.path(name).with_name(file)) as held:
-        return Profile(held["phi_centres"], held["phi_free_energy"], held["phi_stderr"])
 
 
 class _Clock:

@@ -12,12 +12,13 @@ from dig_core.coordinates.measure import dihedral
 from dig_core.errors import IncompatibleError
 from dig_core.montecarlo.analysis import Profile, free_energy_profile
 
+from .. import models
 from ..panels import COLOURS, GREY, ramachandran, turns
 from ..report import Panel, Scene
 from ..scene import superposed
 from .observables import backbone_dihedrals
 
-__all__ = ["phi_profile", "structures", "surface", "surfaces", "turning"]
+__all__ = ["phi_profile", "reference_profile", "structures", "surface", "surfaces", "turning"]
 
 _BINS, _MOST = 36, 4  # of a profile; residues or torsions that are drawn
 _BANDS = "Bands are two standard errors either side; gaps were never visited."
@@ -38,7 +39,6 @@ def surfaces(
         return _torsions(topology, positions, weights, block)
     (phi, psi), residues = angles, angles[0].shape[1]
     whole = None if weights is None else np.repeat(weights, residues)
-    which = "the backbone" if residues == 1 else f"all {residues} residues"
     several = residues > 1
     shown = {f"residue {i + 1}" if several else "this run": _profile(phi[:, i], weights, block) for i in range(min(residues, _MOST))}
     profiles = {name: (found, colour, "-") for (name, found), colour in zip(shown.items(), COLOURS, strict=False)}
@@ -46,8 +46,9 @@ def surfaces(
     if reference is not None and not several:
         profiles = {"long parallel tempering": (reference, GREY, "--"), **profiles}
         beside = " The dashed line is a long reference run."
+    said = f"Backbone dihedrals of all {residues} residues." if several else "Backbone dihedrals."
     return [
-        surface("Free energy over φ and ψ", phi.ravel(), psi.ravel(), whole, f"Backbone dihedrals of {which}."),
+        surface("Free energy over φ and ψ", phi.ravel(), psi.ravel(), whole, said),
         Panel("Free energy along φ", lambda ax: turns(ax, profiles), f"{_BANDS}{beside}"),
     ]
 
@@ -60,6 +61,15 @@ def surface(title: str, phi: np.ndarray, psi: np.ndarray, weights: np.ndarray | 
 def phi_profile(phi: np.ndarray, *, block: int = 1) -> Profile:
     """Along (F,) rad, of equal weights."""
     return _profile(phi, None, block)
+
+
+def reference_profile(model: str) -> Profile | None:
+    """The free energy along phi (centres in rad) of the long parallel-tempering run that ships with a model, if one does."""
+    file = models.index().get(model, {}).get("reference")
+    if file is None:
+        return None
+    with np.load(models.path(model).with_name(file)) as held:
+        return Profile(held["phi_centres"], held["phi_free_energy"], held["phi_stderr"])
 
 
 def structures(

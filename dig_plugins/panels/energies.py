@@ -40,14 +40,14 @@ def histograms(
 
 def histogram(ax: Axes, values: np.ndarray, name: str, unit: str = "", label: str = "", weights: np.ndarray | None = None) -> None:
     """Of one set of (n,) values."""
-    histograms(ax, {label or f"{int(np.isfinite(values).sum())} structures": (np.asarray(values, dtype=float), weights)}, unit, name)
+    histograms(ax, {label or _counted(int(np.isfinite(values).sum())): (np.asarray(values, dtype=float), weights)}, unit, name)
 
 
 def calibration(ax: Axes, energies: np.ndarray, log_q: np.ndarray) -> None:
     """-log q against u = E/kT, (n,) each, and the line of slope 1 on which a perfect model has all structures."""
     seen = np.isfinite(energies) & np.isfinite(log_q)
     u, cost = energies[seen], -log_q[seen]
-    ax.scatter(u, cost, s=14 if len(u) < 500 else 5, color=BLUE, alpha=0.6, linewidths=0, rasterized=True, label=f"{len(u)} structures")
+    ax.scatter(u, cost, s=14 if len(u) < 500 else 5, color=BLUE, alpha=0.6, linewidths=0, rasterized=True, label=_counted(len(u)))
     if len(u):
         ends = np.array([u.min(), u.max()])
         ax.plot(ends, ends + np.median(cost - u), "--", color=GREY, label="perfect model: slope 1")
@@ -69,12 +69,14 @@ def along(ax: Axes, lines: dict[str, np.ndarray], ylabel: str, broken: np.ndarra
         ax.legend(fontsize="small", framealpha=0.9)
 
 
-def running(ax: Axes, values: np.ndarray, accepted: np.ndarray, name: str = "energy u (kT)") -> None:
-    """A value (M,) after every test of a chain, accepted proposals marked."""
-    every = max(1, len(values) // 3000)
-    shown = np.arange(0, len(values), every)
-    ax.plot(shown, values[shown], "-", color=GREY, linewidth=0.7, alpha=0.8)
-    marked = shown[np.asarray(accepted, dtype=bool)[shown]]
-    ax.plot(marked, values[marked], ".", color=ORANGE, ms=3, label="accepted proposal")
-    ax.set(xlabel="proposals in the chain", ylabel=name, xlim=(0, max(1, len(values) - 1)))
+def running(ax: Axes, at: np.ndarray, values: np.ndarray, accepted: np.ndarray, name: str = "energy u (kT)") -> None:
+    """A value (K,) after the tests ``at`` (K,) of a chain; those are marked in which a proposal was ``accepted`` (K,)."""
+    moved = np.asarray(accepted, dtype=bool)
+    ax.plot(at, values, "-", color=GREY, linewidth=0.7, alpha=0.8)
+    ax.plot(at[moved], values[moved], ".", color=ORANGE, ms=3, label="accepted proposal")
+    ax.set(xlabel="proposals in the chain", ylabel=name, xlim=(0, max(1, int(at[-1]))))
     ax.legend(loc="upper right", fontsize="small", framealpha=0.9)
+
+
+def _counted(n: int) -> str:
+    return "1 structure" if n == 1 else f"{n} structures"

@@ -17,13 +17,15 @@ __all__ = ["profile", "ramachandran", "turns"]
 
 
 def ramachandran(
-    ax: Axes, phi: np.ndarray, psi: np.ndarray, weights: np.ndarray | None = None, label: str = "", bins: int = 60, bar: bool = False
-) -> Any:
+    ax: Axes, phi: np.ndarray, psi: np.ndarray, weights: np.ndarray | None = None, label: str = "", bins: int | None = None,
+    bar: bool = False,
+) -> Any:  # fmt: skip
     """Free energy in kT over (phi, psi), (F,) rad, relative to the lowest bin; returns the mesh, for a colour bar.
 
-    Bins never visited stay grey. The colour scale is the same in every panel, 0 to :data:`MAX_KT`; ``bar``: shown beside it.
+    Bins never visited stay grey. The colour scale is the same in every panel, 0 to :data:`MAX_KT`; ``bar``: shown beside it. ``bins``
+    a turn, by the number of structures if None.
     """
-    edges = np.linspace(-180.0, 180.0, bins + 1)
+    edges = np.linspace(-180.0, 180.0, 1 + (bins or (60 if len(phi) >= 3000 else 36)))
     wrapped = [(np.degrees(np.asarray(angle)) + 180.0) % 360.0 - 180.0 for angle in (phi, psi)]
     counts = np.histogram2d(wrapped[0], wrapped[1], bins=edges, weights=weights)[0].T
     free_energy = -np.ma.log(np.ma.masked_equal(counts, 0.0))

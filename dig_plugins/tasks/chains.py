@@ -12,21 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import finished, read_arrays, understood, write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size
-from dig_core.montecarlo.chain import Reason
+from dig_core.montecarlo.chain import Reason, reduced_energy
 from dig_core.random import as_seed
+from dig_core.types import Geometry
 
 from .. import models
 from ..claim import claimed
-from ..record import of_checkpoint, of_software, write_record
-from .result import Run
-from .subjects import Given, subject
+from ..record import of_checkpoint, of_software
+from ..report import Report
+from .reports import chain_report
+from .result import Run, recorded
+from .subjects import Given, Subject, subject
+from .thinned import MOST
 
 __all__ = ["mc"]
 
+_EVALUATED = 2000  # structures of a chain whose energies a report shows
 _COLUMNS = ("u", "log_q", "log_alpha", "accepted", "reason")
 
 
@@ -34,6 +40,7 @@ def mc(
     model: str | Path, out: str | Path = "chain", *, blocks: int = 100, given: Given | None = None,
     md_steps: int = 500, proposals: int = 32,
     timestep: float = 1.0, scheme: str = "metropolis", save: int = 50, seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """A chain of ``blocks`` in the directory ``out``: MD and independent proposals in turn, exact whatever the model is worth.
 
@@ -66,7 +73,7 @@ def mc(
         if state is not None:
             _restore(chain, state)
         _run(chain, directory, blocks, save, done, progress)
-        return _finish(chain, directory, model, about)
+        return _finish(chain, directory, model, about, given, report)
 
 
 def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: int, proposals: int, timestep: float, scheme: str):
@@ -155,14 +162,18 @@ def _segments(directory: Path) -> Iterator[dict[str, np.ndarray]]:
         yield read_arrays(directory / "segments" / f"{number:06d}.npz")
 
 
-def _finish(chain, directory: Path, model: str | Path, about: dict) -> Run:
+def _finish(chain, directory: Path, model: str | Path, about: dict, given: Given | None, pages: bool) -> Run:
     """Everything that people look at, from the segments."""
     from ..openmm.files import XTC
 
-    parts = []
+    parts, frames, count = [], [], 0
+    every = max(1, -(-chain.statistics.proposed // MOST))
     with XTC(directory / "trajectory.xtc", chain.simulation.topology) as trajectory:
         for segment in _segments(directory):
-            trajectory.write(segment.pop("positions"))
+            positions = segment.pop("positions")
+            trajectory.write(positions)
+            frames.append(positions[-count % every :: every])
+            count += len(positions)
             parts.append(segment)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     log_weights = np.where(columns["reason"] == Reason.NONE, -columns["u"] - columns["log_q"], -np.inf)
@@ -177,12 +188,21 @@ def _finish(chain, directory: Path, model: str | Path, about: dict) -> Run:
         "longest_rejection_run": found.longest_rejection_run, "energy_platform": chain.energy.platform_name,
         "md_ps": chain.blocks * chain.md_steps * about["timestep_fs"] / 1000, "units": "trajectory nm, energies kT",
     }  # fmt: skip
-    write_record(directory, record)
     said = (
         f"{chain.blocks} blocks: {found.proposed} proposals, acceptance {found.acceptance:.2f}, raw ESS {ess:.2f}, longest run of "
         f"rejections {found.longest_rejection_run}, {record['md_ps']:g} ps of MD; seed {chain.seed}.\nchain: {directory}"
     )
-    return Run(chain, record, said, directory)
+    page = (lambda: _report(subject(model, given), np.concatenate(frames), every, columns, log_weights, record)) if pages else None
+    return recorded(chain, record, said, directory, page)
+
+
+def _report(asked: Subject, frames: np.ndarray, every: int, columns: dict, log_weights: np.ndarray, record: dict) -> Report:
+    """``frames`` (F, N, 3) nm, every k-th; energies of some of them are computed again, for the proposals' alone are kept."""
+    step = max(1, -(-len(frames) // _EVALUATED))
+    with torch.no_grad():
+        u = reduced_energy(asked.energy, Geometry(10 * torch.from_numpy(frames[::step].astype(np.float64)))).numpy()
+    at = np.arange(0, len(columns["accepted"]), every)[: len(frames)]
+    return chain_report(asked, 10 * frames.astype(np.float64), at[::step], u, columns, log_weights, record)
 
 
 def _table(place: Path, columns: dict[str, np.ndarray], proposals: int) -> None:

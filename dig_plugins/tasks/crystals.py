@@ -9,8 +9,9 @@ from pathlib import Path
 from dig_core.errors import IncompatibleError
 from dig_core.random import as_seed
 
-from ..record import empty_directory, of_checkpoint, of_software, write_record
-from .result import Run
+from ..record import empty_directory, of_checkpoint, of_software
+from .reports import design_report
+from .result import Run, recorded
 
 __all__ = ["design", "target_of"]
 
@@ -19,9 +20,10 @@ def design(
     composition: str, out: str | Path = "designs", *, n: int = 50, target: str | float | tuple[float, float] | None = None,
     model: str | Path = "carbon",
     by: str = "rejection", strength: float = 1.0, width: float = 0.25, steps: int | None = None, most: int | None = None,
-    seed: int | None = None,
+    seed: int | None = None, report: bool = True,
 ) -> Run:  # fmt: skip
-    """:func:`dig_plugins.pymatgen.design` into a new directory: CIF, extended XYZ, a table (``designs.md``) and ``run.json``.
+    """:func:`dig_plugins.pymatgen.design` into a new directory: CIF, extended XYZ, a table (``designs.md``), ``run.json`` and,
+    unless ``report`` is False, its ``report.html`` and ``.png``.
 
     ``target``: of the band gap in eV, a number, a range (low, high) or "low:high"; None draws from the model as it is. The rest, and
     errors, as there; IncompatibleError besides for a directory that is not empty, or a target that is no number and no range.
@@ -42,8 +44,8 @@ def design(
         "source": found.source, "effective_sample_size": found.effective_sample_size(), "failed": found.failed, "notes": found.notes,
         **options, "seconds": time.perf_counter() - began, "units": "Angstrom, eV, log q in nats",
     }  # fmt: skip
-    write_record(directory, record)
-    return Run(found, record, f"{found.summary()}\ndesigns: {directory}", directory)
+    page = (lambda: design_report(found, wanted, record)) if report else None
+    return recorded(found, record, f"{found.summary()}\ndesigns: {directory}", directory, page)
 
 
 def target_of(words: str) -> float | tuple[float, float]:

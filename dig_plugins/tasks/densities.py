@@ -16,8 +16,9 @@ from dig_core.montecarlo.chain import reduced_energy
 from dig_core.random import Streams, as_seed
 from dig_core.types import Geometry
 
-from ..record import of_checkpoint, of_software, write_record
-from .result import Run, writable
+from ..record import of_checkpoint, of_software
+from .reports import density_report
+from .result import Run, recorded, writable
 from .subjects import Given, Subject, subject
 
 __all__ = ["DENSITIES", "Densities", "density"]
@@ -38,6 +39,7 @@ class Densities(NamedTuple):
 def density(
     model: str | Path, structures: str | Path, out: str | Path = "density.npz", *, given: Given | None = None, kind: str = "path",
     steps: int | None = None, paths: int | None = None, seed: int | None = None, batch: int = 256,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """Log q and weights of the structures in a file, written to ``out`` (``.npz`` or ``.csv``) with a record (``.json``) beside it.
 
@@ -50,6 +52,7 @@ def density(
         "trace" or "map", the probability flow's density without noise, and "hutchinson", the same with noise and a standard error: those
         take a hundred evaluations of the network's derivative a structure and more.
     steps, paths: the model's own if None. batch: structures at a time.
+    report: a page (``.html``) and a picture (``.png``) beside the record.
 
     Raises
     ------
@@ -74,8 +77,8 @@ def density(
         "mean_log_weight": _mean(found.log_weight), "spread_log_weight": _spread(found.log_weight),
         "seconds": time.perf_counter() - began, "units": "log q: nats, density in 1/Angstrom^D; energy: kT; log weight: nats",
     }  # fmt: skip
-    write_record(out, record)
-    return Run(found, record, _said(found, kind, out), out)
+    page = (lambda: density_report(asked, geometry.positions.numpy(), found, record)) if report else None
+    return recorded(found, record, _said(found, kind, out), out, page)
 
 
 def _densities(asked: Subject, geometry: Geometry, kind: str, steps: int | None, paths: int | None, seed: int, first: int) -> Densities:

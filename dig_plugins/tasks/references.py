@@ -12,7 +12,6 @@ from dig_core.montecarlo.chain import Candidates, reduced_energy
 from dig_core.random import Streams
 from dig_core.types import Geometry
 
-from .. import models
 from .subjects import Subject
 from .verdicts import Check
 from .weights import ERRORS, log_mean
@@ -25,13 +24,13 @@ _SEEN = 0.01  # kT^-1: bins of less probability are left out
 
 def against_reference(name: str, asked: Subject, found: Candidates) -> list[Check]:
     """Populations along phi beside those of the long run that ships with a model, if one does."""
-    file = models.index().get(name, {}).get("reference")
-    if file is None:
-        return []
     from ..openmm import backbone_dihedrals
+    from ..openmm.pictures import reference_profile
 
-    with np.load(models.path(name).with_name(file)) as held:
-        centres, free_energy, stderr = held["phi_centres"], held["phi_free_energy"], held["phi_stderr"]
+    known = reference_profile(name)
+    if known is None:
+        return []
+    centres, free_energy, stderr = known
     finite = np.isfinite(found.log_weight)
     weights = normalised_weights(found.log_weight[finite])
     phi = backbone_dihedrals(asked.system.topology).measure(found.positions[finite] / 10)[0][:, 0]

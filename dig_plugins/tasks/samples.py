@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
+from dig_core.files import read_json
 from dig_core.random import as_seed
 
 from .. import models
 from ..claim import kept_seed, part_of
-from ..record import of_checkpoint, of_software, write_record
-from .result import Run, writable
+from ..record import of_checkpoint, of_software, record_of
+from .reports import sample_report
+from .result import Run, recorded, writable
 from .subjects import Given, kind_of, subject, temperature_of
+from .thinned import Thinned, thinned
 
 __all__ = ["sample"]
 
 
 def sample(
     model: str | Path, n: int = 1000, out: str | Path | None = None, *, given: Given | None = None, steps: int | None = None,
-    seed: int | None = None, progress: bool | None = None,
+    seed: int | None = None, progress: bool | None = None, report: bool = True,
 ) -> Run:  # fmt: skip
     """``n`` independent structures with their exact weights where the model has an energy, and a record (``.json``) beside them.
 
@@ -35,7 +39,7 @@ def sample(
         ``.pdb``; of conformers ``.sdf``; of crystals ``.extxyz`` or ``.cif``. The first of them, called "samples", if None.
     given: the system, where the model does not bring it. steps: of the sampler, the model's own if None.
     seed: that of the run that was cut off, or drawn and recorded, if None; structure i depends on (seed, i) alone.
-    progress: a bar; None shows it on terminals only.
+    progress: a bar; None shows it on terminals only. report: a page (``.html``) and a picture (``.png``) beside the record.
 
     Raises
     ------
@@ -57,9 +61,27 @@ def sample(
         "steps": dig.card.steps if steps is None else steps, "temperature_K": dig.card.temperature, "energy": dig.card.energy,
         "effective_sample_size": size, "seconds": time.perf_counter() - began, "files": out.name, "units": _UNITS[kind],
     }  # fmt: skip
-    if kind != "protein":  # whose ensembles write a record of their own
-        write_record(out, record)
-    return Run(result, record, f"{said}, seed {seed}: {out}", out)
+    if kind == "protein":  # whose ensembles write a record of their own
+        record = {**record, **read_json(record_of(out))}
+    if kind == "conformers":
+        from ..rdkit.pictures import population_rows
+
+        record["populations"] = population_rows(result)
+    page = (lambda: sample_report(subject(model, given), result, _some(kind, result, out), record)) if report else None
+    return recorded(result, record, f"{said}, seed {seed}: {out}", out, page, write=kind != "protein")
+
+
+def _some(kind: str, found: Any, out: Path) -> Thinned | None:
+    """What is drawn of the structures."""
+    if kind == "molecule":
+        return thinned(out, found.log_weights)
+    if kind == "protein":
+        return Thinned(found.geometry.positions.numpy(), found.log_weight)
+    if kind == "conformers":
+        from ..rdkit.pictures import positions_of
+
+        return Thinned(positions_of(found.mol), found.log_weight)
+    return None
 
 
 def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):

@@ -10,9 +10,10 @@ from dig_core.errors import CheckpointError
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 
-from ..record import of_software, record_of, write_record
+from ..record import of_software, record_of
 from .makers import mol_of
-from .result import Run
+from .reports import training_report
+from .result import Run, recorded
 
 __all__ = ["train_adsorption", "train_crystal", "train_molecule", "train_openmm", "train_protein"]
 
@@ -20,6 +21,7 @@ __all__ = ["train_adsorption", "train_crystal", "train_molecule", "train_openmm"
 def train_openmm(
     pdb: str | Path, force_field: Sequence[str], temperature: float, *, frames: str | Path | None = None, budget: str | float = "30min",
     out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.openmm.fit_files`; ``frames``: a trajectory of the equilibrium ensemble that MDTraj reads, if there is one."""
     from ..openmm import fit_files
@@ -31,12 +33,13 @@ def train_openmm(
         positions = read_positions(frames, pdb)
     found = fit_files(pdb, list(force_field), temperature, frames=positions, budget=budget, out=out, seed=seed, progress=progress)
     about = {"structure": str(pdb), "force_field": list(force_field), "frames": frames and str(frames), "budget": budget}
-    return _done(found, out, {**about, "temperature_K": temperature, "seed": seed}, "openmm")
+    return _done(found, out, {**about, "temperature_K": temperature, "seed": seed}, "openmm", report=report)
 
 
 def train_protein(
     files: Sequence[str | Path], *, structure: str | Path | None = None, chain: str | None = None, model: str | None = None,
     steps: int = 3000, batch: int = 8, apart: int = 0, out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.mdtraj.fit_backbones` on the structures and trajectories in ``files``: one protein, or several.
 
@@ -50,12 +53,13 @@ def train_protein(
     found = fit_backbones(proteins, model, steps=steps, batch=batch, apart=apart, out=out, seed=seed, progress=progress)
     about = {"files": [str(file) for file in files], "proteins": len(proteins), "structures": [len(p.geometry.positions) for p in proteins]}
     notes = [note for protein in proteins for note in protein.notes]
-    return _done(found, out, {**about, "steps_of_training": steps, "from": model, "seed": seed, "notes": notes}, "mdtraj")
+    return _done(found, out, {**about, "steps_of_training": steps, "from": model, "seed": seed, "notes": notes}, "mdtraj", report=report)
 
 
 def train_molecule(
     molecule: str, temperature: float = 300.0, *, variant: str = "MMFF94s", budget: str | float = "5min", out: str | Path = "training",
     seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.rdkit.fit_molecule` of a molecule given as SMILES or as an SDF or MOL file."""
     from ..rdkit import fit_molecule
@@ -65,13 +69,14 @@ def train_molecule(
     options = {"variant": variant, "budget": budget, "out": out, "seed": seed, "progress": progress}
     found = fit_molecule(mol, temperature, name=name, **options)
     about = {"molecule": molecule, "variant": variant, "budget": budget, "temperature_K": temperature, "seed": seed}
-    return _done(found, out, about, "rdkit")
+    return _done(found, out, about, "rdkit", report=report)
 
 
 def train_adsorption(
     slab: str | Path, adsorbate: str, *, calculator: str | None = None, frames: str | Path | None = None, model: str | None = None,
     temperature: float = 300.0, evaluations: int = 100_000, steps: int = 1500, yielding: bool = False, out: str | Path = "training",
     seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.ase.adsorption.fit_adsorption` on the last structure of the file ``slab``.
 
@@ -89,12 +94,13 @@ def train_adsorption(
         seed=seed, progress=progress, yielding=yielding,
     )  # fmt: skip
     about = {"slab": str(slab), "adsorbate": adsorbate, "calculator": calculator, "frames": frames and str(frames), "from": model}
-    return _done(found, out, {**about, "temperature_K": temperature, "steps_of_training": steps, "seed": seed}, "ase")
+    return _done(found, out, {**about, "temperature_K": temperature, "steps_of_training": steps, "seed": seed}, "ase", report=report)
 
 
 def train_crystal(
     composition: str, calculator: str, temperature: float, *, pressure: float = 0.0, evaluations: int = 100_000, steps: int = 1500,
     out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.ase.fit_crystal` with a calculator by name; ``pressure`` GPa."""
     from ..ase import fit_crystal
@@ -104,7 +110,7 @@ def train_crystal(
     options = {"pressure": pressure, "evaluations": evaluations, "steps": steps, "out": out, "seed": seed, "progress": progress}
     found = fit_crystal(composition, calculator_named(calculator), temperature=temperature, **options)
     about = {"composition": composition, "calculator": calculator, "temperature_K": temperature, "pressure_GPa": pressure, "seed": seed}
-    return _done(found, out, about, "ase")
+    return _done(found, out, about, "ase", report=report)
 
 
 def _merged(read: list) -> list:
@@ -141,7 +147,7 @@ def _kept(out: str | Path) -> int | None:
     return None
 
 
-def _done(found: Fitted, out: str | Path, about: dict, *packages: str) -> Run:
+def _done(found: Fitted, out: str | Path, about: dict, *packages: str, report: bool) -> Run:
     """Record a training, finished or not."""
     from ..models.cache import digest
 
@@ -154,6 +160,5 @@ def _done(found: Fitted, out: str | Path, about: dict, *packages: str) -> Run:
         "evaluations": found.evaluations, "seconds": found.seconds, "history": found.history, **found.dig.card.measured,
         "units": "Angstrom, kT",
     }  # fmt: skip
-    write_record(out, record)
     said = f"{found}\nmodel: {place}" if found.finished else f"{found}"
-    return Run(found, record, said, out)
+    return recorded(found, record, said, out, (lambda: training_report(out, record)) if report else None)

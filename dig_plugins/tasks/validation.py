@@ -19,9 +19,10 @@ from dig_core.testing.structures import same_state
 from dig_core.types import Geometry
 
 from .. import models
-from ..record import of_checkpoint, of_software, write_record
+from ..record import of_checkpoint, of_software
 from .references import against_reference, against_structures
-from .result import Run, writable
+from .reports import validation_report
+from .result import Run, recorded, writable
 from .subjects import Given, Subject, subject
 from .verdicts import Check, verdict_of
 from .weights import weight_checks
@@ -34,7 +35,7 @@ _TOLERANCE = 0.05  # kT between two computations of one energy
 
 def validate(
     model: str | Path, out: str | Path = "validation.json", *, given: Given | None = None, n: int = 2000,
-    structures: str | Path | None = None, steps: int | None = None, seed: int | None = None,
+    structures: str | Path | None = None, steps: int | None = None, seed: int | None = None, report: bool = True,
 ) -> Run:  # fmt: skip
     """Check a model on its system and say in words whether its ensemble can be trusted; ``result`` is the :class:`Verdict`.
 
@@ -47,6 +48,7 @@ def validate(
     Parameters
     ----------
     model, given: as of :func:`.density`. out: the record, ``.json``. steps: of the sampler; the model's own if None.
+    report: a page (``.html``) and a picture (``.png``) beside it.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def validate(
     out, seed, began = writable(out, (".json",)), as_seed(seed), time.perf_counter()
     asked = subject(model, given)
     checks, figures = _parts(asked.dig, seed, steps), {}
-    compared = False
+    found, compared = None, False
     if asked.energy is not None:
         found = Pool(asked.dig.proposal(steps=steps), asked.energy, seed=seed, batch=512).take(n)
         checks += _energy(asked, found)
@@ -73,8 +75,8 @@ def validate(
         "kind": asked.kind, "energy": asked.energy_name, "temperature_K": asked.temperature, **figures,
         "structures": None if structures is None else str(structures), "seconds": time.perf_counter() - began, "units": "kT, nats",
     }  # fmt: skip
-    write_record(out, record)
-    return Run(verdict, record, f"{verdict.table()}\n{verdict.said}\nrecord: {out}", out)
+    page = (lambda: validation_report(asked, found, record)) if report else None
+    return recorded(verdict, record, f"{verdict.table()}\n{verdict.said}\nrecord: {out}", out, page)
 
 
 def _parts(dig: DiG, seed: int, steps: int | None) -> list[Check]:

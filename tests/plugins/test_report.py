@@ -94,7 +94,8 @@ def made(rng) -> tuple[report.Report, dict]:
     water = rng.standard_normal((4, 3, 3)) + [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     record = {
         "model": "<mine>", "acceptance": float(accepted.mean()), "raw_ess": analysis.effective_sample_size(log_w), "seed": 77,
-        "seconds": 12.345, "longest_rejection_run": analysis.longest_rejection_run(accepted), "failed": {"energy": 2}, "many": list(range(1000)), "gone": None,
+        "seconds": 12.345, "longest_rejection_run": analysis.longest_rejection_run(accepted), "failed": {"energy": 2},
+        "many": list(range(1000)), "gone": None,
     }  # fmt: skip
     table = report.Table(("", "a<b"), [("x & y", report.fact(record, "failed.energy")), ("of nothing", report.fact(record, "gone"))])
     shown = report.Report(

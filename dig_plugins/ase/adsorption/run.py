@@ -13,8 +13,10 @@ from dig_core.files import write_atomically
 from dig_core.random import as_seed
 
 from ...record import empty_directory, of_checkpoint, of_software, write_record
+from ...report import write_report
 from .data import read_images
 from .ensemble import AdsorptionEnsemble
+from .report import adsorption_report
 from .sample import sample_adsorption
 from .sites import SiteSet
 
@@ -22,22 +24,25 @@ __all__ = ["AdsorptionRun", "adsorb", "calculator_named"]
 
 
 class AdsorptionRun(NamedTuple):
-    """``ensemble`` and its ``sites``; ``summary`` is what ``run.json`` holds; ``directory`` where everything is."""
+    """``ensemble`` and its ``sites``; ``summary`` is what ``run.json`` holds; ``directory`` where everything is;
+    ``report`` the page, if any."""
 
     ensemble: AdsorptionEnsemble
     sites: SiteSet
     summary: dict
     directory: Path
+    report: Path | None = None
 
 
 def adsorb(
     slab: str | Path, adsorbate: str, out: str | Path, *, model: str = "adsorb-general", temperature: float = 300.0, n: int = 1000,
     calculator: str | None = None, correct: str | None = None, seed: int | None = None, yielding: bool = False, unseen: bool = False,
+    report: bool = True,
 ) -> AdsorptionRun:  # fmt: skip
     """Sample ``adsorbate`` on the slab of a file and write everything to the directory ``out``, which must be new or empty.
 
     Files: ``samples.extxyz`` (``ase gui`` opens it, :meth:`AdsorptionEnsemble.read` reads it), ``sites.md`` and ``sites.json``,
-    ``map.png`` (needs matplotlib) and ``run.json``.
+    ``map.png`` (needs matplotlib), ``run.json`` and, unless ``report`` is False, its ``report.html`` and ``.png``.
 
     Parameters
     ----------
@@ -58,7 +63,8 @@ def adsorb(
     write_atomically(directory / "map.png", _picture(ensemble))
     summary = _summary(ensemble, sites, model, seed)
     write_record(directory, summary)
-    return AdsorptionRun(ensemble, sites, summary, directory)
+    page = write_report(directory, adsorption_report(ensemble, sites, summary), summary) if report else None
+    return AdsorptionRun(ensemble, sites, summary, directory, page)
 
 
 def calculator_named(name: str):
@@ -131,6 +137,7 @@ def _summary(ensemble: AdsorptionEnsemble, sites: SiteSet, model: str, seed: int
         "system": str(ensemble.template.symbols), "energy": ensemble.energy_name or "none", "temperature_K": ensemble.temperature,
         "seed": seed, "samples": len(ensemble), "used": int(ensemble.used.sum()), "kept_out": ensemble.kept_out(),
         "correction": ensemble.correction or "none", "source": ensemble.source, "effective_sample_size": ensemble.effective_sample_size(),
-        "energy_calls": ensemble.n_calls, "sites": len(sites), "seconds": ensemble.wall_s, "cpu_seconds": ensemble.cpu_s,
+        "energy_calls": ensemble.n_calls, "sites": len(sites), "site_table": sites.table(),
+        "seconds": ensemble.wall_s, "cpu_seconds": ensemble.cpu_s,
         "units": "Angstrom, eV, K; log_q and log_weight in nats",
     }  # fmt: skip
