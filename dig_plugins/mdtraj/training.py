@@ -169,7 +169,8 @@ def _one(
         later = dataclasses.replace(config, steps=apart, rate=0.6 * config.rate, every=max(1, apart // 10))
         stages.append(Denoise(later, between=_PARTING))
     if physics:
-        stages.append(Physics(dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))))
+        later = dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))
+        stages.append(Physics(later, trust=None))  # all frames alike: their forces are right on average only
     return run_stages(
         dig, stages, frames=frames.take((~aside).nonzero()[:, 0]), validation=frames.take(aside.nonzero()[:, 0]) if aside.any() else None,
         directory=None if out is None else out / "stages", seed=seed, progress=progress,
