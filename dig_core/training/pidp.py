@@ -90,18 +90,16 @@ def pidp_loss(
     ----------
     hardness: (*shape) a component, typical force^2; by default of these frames.
     trace: see :data:`TRACES`; exact for up to 4 dimensions if None.
-    trust: see :data:`TRUST`. None counts all frames alike and takes forces as they are: so it has to be where frames are coarse, for
-        their forces are the mean force on average only, over what the frames forget, and a weight that looks at them moves that mean.
+    trust: see :data:`TRUST`. None, for coarse frames, counts all alike and takes forces as they are: they are the mean force only on
+        average over what the frames forget, and a weight that looks at them moves that average.
     """
     force, process = _forces(frames), model.process
     hardness = stiffness(force) if hardness is None else hardness
     trace = ("exact" if process.dim <= _FEW else "two-probe") if trace is None else trace
     weight = torch.ones_like(t) if frames.weight is None else frames.weight
     if trust is not None:
-        # Where atoms overlap, squares of forces leave float32; such frames hardly count, but infinity times nothing is no number.
-        most = {name: _HUGE * h.sqrt() for name, h in hardness.items()}
-        force = {name: f.clamp(-most[name], most[name]) for name, f in force.items()}
-        weight = _trusted(force, hardness, trust) * weight
+        force, trusted = _trusted(force, hardness, trust)
+        weight = trusted * weight
     noised = process.noise(frames.state, t, rng).state
     start = torch.full((1,), t_min, dtype=t.dtype, device=t.device)
     edge = score_mismatch(model, frames.state, force, start, descriptor, trace=trace, rng=rng)
@@ -165,10 +163,13 @@ def _forces(frames: Frames) -> Tangent:
     return frames.force
 
 
-def _trusted(force: Tangent, hardness: Tangent, trust: float) -> Tensor:
-    """(B,) weights between 0 and 1."""
+def _trusted(force: Tangent, hardness: Tangent, trust: float) -> tuple[Tangent, Tensor]:
+    """Forces, those beyond all measure cut, and (B,) weights between 0 and 1."""
+    # Where atoms overlap, squares of forces leave float32; such frames hardly count, but infinity times nothing is no number.
+    most = {name: _HUGE * h.sqrt() for name, h in hardness.items()}
+    force = {name: f.clamp(-most[name], most[name]) for name, f in force.items()}
     parts = [(force[name] ** 2 / hardness[name]).flatten(1) for name in force]
-    return 1 / (1 + torch.cat(parts, dim=1).mean(1) / trust)
+    return force, 1 / (1 + torch.cat(parts, dim=1).mean(1) / trust)
 
 
 def _spread_misfit(model: ScoreModel, noised, t: Tensor, descriptor: Descriptor, found: Residual) -> Tensor:
