@@ -4,15 +4,21 @@ from ...lazy import lazily
 
 _HOME = {
     "Cluster": "ensemble",
+    "ComplexEnergy": "whole",
+    "Flexible": "flexible",
+    "FlexibleProposal": "flexible",
     "Form": "describe",
     "HybridMoves": "moves",
     "Induced": "induced",
     "Overlap": "walls",
     "Pocket": "pocket",
     "PocketEnergy": "energy",
+    "PocketLaw": "flexible",
     "PoseChecks": "checks",
     "PoseEnsemble": "ensemble",
+    "PoseMoves": "moves",
     "PoseProposal": "proposal",
+    "Tethered": "whole",
     "avoid_overlaps": "walls",
     "bound_to": "proposal",
     "check_place": "describe",
@@ -22,11 +28,13 @@ _HOME = {
     "nearest_form": "data",
     "overlaps": "describe",
     "pose_rmsd": "ensemble",
+    "pocket_law": "flexible",
     "posed": "data",
     "read_pocket": "pocket",
     "relax": "minimise",
     "ring_forms": "describe",
     "sample_poses": "sample",
+    "side_chains": "flexible",
 }
 
 __all__ = sorted(_HOME)

@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import rdForceFieldHelpers as forcefields
 
-from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.errors import IncompatibleError
 
 from ..convert import to_geometry, with_conformers
 from .pocket import Pocket
+from .whole import combined, field_of
 
 __all__ = ["Induced", "induced_fit"]
 
-_FAR = 1e6  # Angstrom: no cutoff
 _WALL = 100.0  # kcal/mol/Angstrom^2 beyond the limit
 
 
@@ -41,20 +40,13 @@ def induced_fit(
     """
     if radius <= 0 or limit <= 0:
         raise IncompatibleError(f"expected a positive radius and limit, got {radius} and {limit}.")
-    parts = [Chem.Mol(mol) for mol in (ligand, pocket.mol)]
-    for part in parts:
-        part.RemoveAllConformers()
-    both = Chem.CombineMols(*parts)
-    Chem.SanitizeMol(both)
-    known = forcefields.MMFFGetMoleculeProperties(both, mmffVariant=variant)
-    if known is None:
-        raise UnsupportedError("MMFF94 has no parameters for an atom of the ligand or of the pocket: leave out ions and cofactors.")
-    return [_one(pose, both, known, pocket, radius, limit, steps) for pose in to_geometry(ligand).positions.numpy()]
+    both = combined(ligand, pocket)
+    return [_one(pose, both, variant, pocket, radius, limit, steps) for pose in to_geometry(ligand).positions.numpy()]
 
 
-def _one(pose: np.ndarray, both: Chem.Mol, known, pocket: Pocket, radius: float, limit: float, steps: int) -> Induced:
+def _one(pose: np.ndarray, both: Chem.Mol, variant: str, pocket: Pocket, radius: float, limit: float, steps: int) -> Induced:
     place = with_conformers(both, np.concatenate([pose, pocket.positions])[None])
-    field = forcefields.MMFFGetMoleculeForceField(place, known, nonBondedThresh=_FAR, ignoreInterfragInteractions=False)
+    field = field_of(place, variant)
     field.Initialize()
     near = np.linalg.norm(pocket.positions[:, None] - pose, axis=2).min(1) < radius
     free = np.isin(pocket.residue, np.unique(pocket.residue[near]))

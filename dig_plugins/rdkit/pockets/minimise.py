@@ -1,4 +1,4 @@
-"""Poses brought to a minimum of MMFF94 in a pocket that stays, and the harmonic law about one."""
+"""Poses brought to a minimum of an energy, in a pocket that stays or with atoms of it that give way."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dig_core.energy import Energy
+from dig_core.gradients import energy_and_gradient
 from dig_core.types import Geometry
-
-from .energy import PocketEnergy
 
 __all__ = ["Relaxed", "relax"]
 
 
 class Relaxed(NamedTuple):
-    """``positions`` (B, L, 3) Angstrom; energies (B,) kT ``before`` and ``after``; ``slope`` (B,) the largest force left, kT/Angstrom."""
+    """``positions`` (B, N, 3) Angstrom; energies (B,) kT ``before`` and ``after``; ``slope`` (B,) the largest force left, kT/Angstrom."""
 
     positions: Tensor
     before: Tensor
@@ -23,28 +23,30 @@ class Relaxed(NamedTuple):
     slope: Tensor
 
 
-def relax(ligand: Tensor, energy: PocketEnergy, *, steps: int = 200, restraint: float = 0.0) -> Relaxed:
-    """Minimise poses (B, L, 3) Angstrom one by one (L-BFGS), every atom of the ligand free, the pocket as it is.
+def relax(positions: Tensor, energy: Energy, *, steps: int = 200, restraint: float = 0.0, mobile: Tensor | None = None) -> Relaxed:
+    """Minimise structures (B, N, 3) Angstrom one by one (L-BFGS): poses, or ligand and pocket, whichever ``energy`` is of.
 
-    ``restraint``: spring constant to the places at the start, kT/Angstrom^2; ``after`` is without its energy.
+    ``mobile`` (N,) bool: which atoms move, all of them if None. ``restraint``: spring constant to the places at the start,
+    kT/Angstrom^2; ``after`` is without its energy.
     """
+    free = torch.ones(positions.shape[1], 1, dtype=torch.float64) if mobile is None else mobile.double()[:, None]
     done, before, after, slopes = [], [], [], []
-    for start in ligand.detach().double():
+    for start in positions.detach().double():
         x = start[None].clone().requires_grad_()
         mover = torch.optim.LBFGS(
             [x], max_iter=steps, tolerance_grad=0.5, tolerance_change=1e-7, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def value(x: Tensor = x, start: Tensor = start) -> Tensor:
-            u, gradient = energy.energy_and_gradient(Geometry(x))
+            u, gradient = energy_and_gradient(energy, Geometry(x.detach()))
             gap = x.detach() - start
-            x.grad = gradient + restraint * gap
+            x.grad = free * (gradient + restraint * gap)
             return u.sum() + 0.5 * restraint * gap.square().sum()
 
         before.append(energy(Geometry(start[None])))
         mover.step(value)
-        found, gradient = energy.energy_and_gradient(Geometry(x))
+        found, gradient = energy_and_gradient(energy, Geometry(x.detach()))
         done.append(x.detach())
         after.append(found)
-        slopes.append(gradient.abs().amax((1, 2)))
+        slopes.append((free * gradient).abs().amax((1, 2)))
     return Relaxed(*(torch.cat(part) for part in (done, before, after, slopes)))

@@ -15,7 +15,7 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 from ..convert import to_geometry
 from .residues import COFACTOR, ION, WATER, kind_of, repair
 
-__all__ = ["Pocket", "read_pocket"]
+__all__ = ["Pocket", "points_of", "read_pocket"]
 
 _NEAR = 5.0
 """Angstrom: an ion or a cofactor that is nearer to the site than this is part of the question, and is not left out unasked."""
@@ -86,7 +86,7 @@ def read_pocket(
     wrong = {name: rule for name, rule in given.items() if rule not in _RULES}
     if wrong or cutoff <= 0:
         raise IncompatibleError(f"expected 'keep', 'leave' or None and a positive cutoff, got {wrong}, cutoff = {cutoff}.")
-    points = _points(site)
+    points = points_of(site)
     whole = _read(Path(pdb), altloc)
     place, residues = whole.GetConformer().GetPositions(), _residues(whole)
     heavy = np.array([a.GetAtomicNum() > 1 for a in whole.GetAtoms()])
@@ -114,7 +114,8 @@ def read_pocket(
     return _cut(whole, chosen, points.mean(0), cutoff, notes)
 
 
-def _points(site: Chem.Mol | np.ndarray) -> np.ndarray:
+def points_of(site: Chem.Mol | np.ndarray) -> np.ndarray:
+    """(M, 3) Angstrom: heavy atoms of a ligand's structure, or points as they are."""
     if isinstance(site, Chem.Mol):
         heavy = [a.GetIdx() for a in site.GetAtoms() if a.GetAtomicNum() > 1]
         return to_geometry(site).positions[0].numpy()[heavy]
