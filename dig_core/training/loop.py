@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ def optimise(
     goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
     is called with the averaged model at every validation, the first time after ``every`` steps.
 
-    Where ``torch.distributed`` is initialised, by a script that ``torchrun`` runs say, all its processes train one model: of
+    Where ``torch.distributed`` is initialised, as by :func:`.team.launched`, all its processes train one model: of
     :class:`.losses.Denoising` and :class:`.systems.Systems` each takes its rows of the batch that one process would take, so that the
     losses are the same; of other objectives each takes the whole batch, which gains nothing. The first process writes the files,
     which all must be able to read.
@@ -123,8 +123,9 @@ class _Trainer:
     """The state of a run: weights, their average, optimiser, generators, step, history."""
 
     def __init__(self, model: Trainable, objective: Objective, config: LoopConfig):
-        self.model, self.objective, self.config = model.train(), objective, config
         self.team = team_of(model)
+        config = replace(config, seed=self.team.agreed(config.seed))
+        self.model, self.objective, self.config = model.train(), objective, config
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))

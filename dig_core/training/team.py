@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 from ..errors import IncompatibleError
 
-__all__ = ["Team", "own_rows", "team_of"]
+__all__ = ["Team", "launched", "own_rows", "team_of"]
 
 
 class Team(NamedTuple):
@@ -23,6 +26,14 @@ class Team(NamedTuple):
     def leads(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    def agreed(self, seed: int) -> int:
+        """The leader's ``seed``: with seeds of their own, processes would take rows of unlike batches."""
+        if self.size == 1:
+            return seed
+        held = torch.tensor(seed, dtype=torch.int64, device=self.device)
+        distributed.broadcast(held, 0)
+        return int(held)
 
     def gather(self, model: nn.Module, step: int) -> None:
         """Give all processes the leader's weights. IncompatibleError if they have not all done the same ``step`` s."""
@@ -59,8 +70,28 @@ class Team(NamedTuple):
         return bool(raised)
 
 
+@contextmanager
+def launched(device: str = "cpu") -> Iterator[torch.device]:
+    """Within, the processes that ``torchrun`` started are a team (gloo on processors, nccl on GPUs); a process by itself stays alone.
+
+    Yields where this one's model belongs: ``device``, for ``"cuda"`` a GPU of its own.
+    """
+    place = torch.device(device)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield place
+        return
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield place
+    finally:
+        distributed.destroy_process_group()
+
+
 def team_of(model: nn.Module) -> Team:
-    """The processes of ``torch.distributed`` where it is initialised, as ``torchrun`` scripts do; one process otherwise."""
+    """The processes of ``torch.distributed`` where it is initialised, as :func:`launched` does; one process otherwise."""
     return Team(*_place(), next(model.parameters()).device)
 
 

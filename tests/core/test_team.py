@@ -65,7 +65,7 @@ def fitted(kind: str, config: LoopConfig, directory: Path | None = None, seed: i
 
 
 def one_of(rank: int, port: int, kind: str, config: LoopConfig, directory: Path, interrupted: bool) -> None:
-    """A process of two: which begin with other weights, since the leader's count."""
+    """A process of two: which begin with other weights and seeds, since the leader's count."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -74,7 +74,8 @@ def one_of(rank: int, port: int, kind: str, config: LoopConfig, directory: Path,
         os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        found = fitted(kind, config, directory, seed=rank, picture=press if interrupted else None)
+        own = replace(config, seed=config.seed + rank)
+        found = fitted(kind, own, directory, seed=rank, picture=press if interrupted else None)
         torch.save({"history": found.history, "weights": found.model.state_dict(), "steps": found.steps}, directory / f"rank-{rank}.pt")
     finally:
         distributed.destroy_process_group()
