@@ -38,7 +38,7 @@ class ScoreModel(Protocol):
 
 def score_of(process: Joint, noise: Tangent, t: Tensor) -> Tangent:
     """-noise / sigma(t), component by component."""
-    return {name: -value / process[name].levels(t)[1] for name, value in noise.items()}
+    return {name: value / -process[name].levels(t)[1] for name, value in noise.items()}
 
 
 class NoiseScore(nn.Module):
@@ -80,6 +80,10 @@ class NoiseScore(nn.Module):
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> Tangent:
         return score_of(self.process, self.moments(state, t, descriptor).noise, t)
+
+    def along(self, grid: Tensor) -> NoiseScore:
+        """The same score, parameters shared, for the times of a ``grid`` (K,), see :class:`~.diffusion.processes.Tabulated`."""
+        return NoiseScore(self.network, self.process.tabulated(grid))
 
     def on(self, descriptor: Descriptor) -> NoiseScore:
         """The score of another system by the same network, parameters shared.

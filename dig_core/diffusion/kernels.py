@@ -46,7 +46,10 @@ class Normal:
 
 
 class Heat(Normal):
-    """Where Brownian motion from ``mean`` ends, with one ``variance`` a sample: on flat spaces the normal law."""
+    """Where Brownian motion from ``mean`` ends, with one ``variance`` a sample, (B or 1, 1, ...): on flat spaces the normal law."""
+
+    def __init__(self, space: Space, mean: Tensor, variance: Tensor):
+        self.space, self.mean, self.variance = space, mean, variance
 
     def _step(self, noise: Tensor) -> Tensor:
         return self.space.heat_step(noise, self.variance.sqrt())

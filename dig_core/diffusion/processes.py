@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .kernels import Heat, JointKernel, Kernel, Normal, Uniform
 from .schedules import Schedule
 from .spaces import Space
 
-__all__ = ["Diffusion", "Joint", "Noised", "Scale"]
+__all__ = ["Between", "Diffusion", "Joint", "Noised", "Scale", "Tabulated"]
 
 
 class Noised(NamedTuple):
@@ -36,6 +36,19 @@ class Scale(NamedTuple):
     skip: Tensor
     out: Tensor
     spread: Tensor
+
+
+class Between(NamedTuple):
+    """A step of the noise: x_t given x_s has mean ``ratio`` x_s and this ``variance``.
+
+    Back from x_t the mean is x_t / ratio + ``gain`` * score, and the variance ``least`` + ``share`` times the noise's own.
+    """
+
+    ratio: Tensor
+    variance: Tensor
+    gain: Tensor
+    least: Tensor
+    share: Tensor
 
 
 class Diffusion:
@@ -60,6 +73,13 @@ class Diffusion:
         shape = (-1,) + (1,) * len(self.space.shape)
         return self.schedule.alpha(t).reshape(shape), self.schedule.sigma(t).reshape(shape)
 
+    def between(self, s: Tensor, t: Tensor) -> Between:
+        """What happens from ``s`` to ``t``, s < t, shaped to multiply a state."""
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
+        ratio = alpha_t / alpha_s
+        step = sigma_t**2 - (ratio * sigma_s) ** 2
+        return Between(ratio, step, step / ratio, step * (sigma_s / sigma_t) ** 2, (step / (ratio * sigma_t)) ** 2)
+
     def prior(self, like: Tensor) -> Kernel:
         """p_simple: N(0, sigma(1)^2 + alpha(1)^2) or uniform; ``like`` (B, *shape) gives batch, dtype and device."""
         if self.space.periodic:
@@ -69,9 +89,8 @@ class Diffusion:
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor) -> Kernel:
         """q(x_t given x_s), s < t (eq. 1)."""
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
-        ratio = alpha_t / alpha_s
-        return Heat(self.space, ratio * x, (sigma_t**2 - (ratio * sigma_s) ** 2).expand(x.shape))
+        between = self.between(s, t)
+        return Heat(self.space, between.ratio * x, between.variance)
 
     def reverse(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor, spread: Tensor) -> Kernel:
         """p(x_s given x_t) on any grid, s < t (eqs 2, 3).
@@ -80,12 +99,9 @@ class Diffusion:
         x_t is known, between 0 and 1. Spread 0 is the DDPM posterior, spread 1 the article's eq. (3); the kernel closest
         to the true one, in between, is the measured or learned variance (Bao et al., arXiv:2201.06503).
         """
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels(s), self.levels(t)
-        ratio = alpha_t / alpha_s
-        step = sigma_t**2 - (ratio * sigma_s) ** 2
-        mean = self.space.exp(x / ratio, step / ratio * score)
-        variance = step * (sigma_s / sigma_t) ** 2 + (step / (ratio * sigma_t)) ** 2 * spread
-        return Normal(self.space, mean, variance.expand(x.shape))
+        between = self.between(s, t)
+        mean = self.space.exp(x / between.ratio, between.gain * score)
+        return Normal(self.space, mean, (between.least + between.share * spread).expand(x.shape))
 
     def velocity(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """Probability flow dx/dt (eq. 7)."""
@@ -113,6 +129,39 @@ class Diffusion:
         return self.schedule.diffusion(t) / self.schedule.sigma(t) ** 2
 
 
+class Tabulated(Diffusion):
+    """A process along a ``grid`` (K,): what is asked of single times on it, at every step again, is computed once.
+
+    Not to be differentiated along t.
+    """
+
+    def __init__(self, process: Diffusion, grid: Tensor):
+        self.space, self.schedule = process.space, process.schedule
+        self._grid = frozenset(grid.tolist())
+        self._held: dict[tuple, Any] = {}
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._once(super().levels, t)
+
+    def between(self, s: Tensor, t: Tensor) -> Between:
+        return self._once(super().between, s, t)
+
+    def scale(self, t: Tensor) -> Scale:
+        return self._once(super().scale, t)
+
+    def _once(self, compute: Callable[..., Any], *times: Tensor) -> Any:
+        if any(t.numel() != 1 for t in times):
+            return compute(*times)
+        numbers = [float(t) for t in times]
+        key = (compute.__name__, times[0].dtype, *numbers)
+        if key not in self._held:
+            found = compute(*times)
+            if not self._grid.issuperset(numbers):
+                return found
+            self._held[key] = found
+        return self._held[key]
+
+
 class Joint(Mapping[str, Diffusion]):
     """Independent diffusion of named components; every method maps over the components of a State."""
 
@@ -133,6 +182,10 @@ class Joint(Mapping[str, Diffusion]):
     @property
     def dim(self) -> int:
         return sum(process.space.dim for process in self.values())
+
+    def tabulated(self, grid: Tensor) -> Joint:
+        """The same along a ``grid`` (K,), see :class:`Tabulated`."""
+        return Joint(**{name: Tabulated(part, grid) for name, part in self.items()})
 
     def empty(self, n: int, dtype: torch.dtype = torch.float32, device=None) -> State:
         """A State of zeros with ``n`` samples, to hand to :meth:`prior`."""

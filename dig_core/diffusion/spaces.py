@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Protocol
 
@@ -93,13 +94,13 @@ class Flat:
         raise UnsupportedError(f"{type(self).__name__} has no uniform law: it is open. Its prior is normal.")
 
     def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
-        quadratic = (gap**2 / variance).flatten(1).sum(1)
+        quadratic = (gap.square() / variance).flatten(1).sum(1)
         # The mean over the event carries the log-variance to the subspace's dimension (it is constant where they differ).
-        log_scale = torch.log(TWO_PI * variance).flatten(1).mean(1) * self.dim
-        return -0.5 * (quadratic + log_scale)
+        log_scale = variance.log().flatten(1).mean(1) + math.log(TWO_PI)
+        return -0.5 * (quadratic + log_scale * self.dim)
 
     def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor:
-        return self.log_normal(gap, variance)
+        return self.log_normal(gap, variance.expand_as(gap))
 
     def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
         return -gap / variance
@@ -108,7 +109,15 @@ class Flat:
         return sigma * raw
 
 
-class Euclidean(Flat):
+class _Unbounded(Flat):
+    """Brownian motion is normal, alike in all directions."""
+
+    def log_heat(self, gap: Tensor, variance: Tensor) -> Tensor:
+        one = variance.expand(len(gap), *variance.shape[1:]).flatten(1)[:, 0]
+        return -0.5 * (gap.square().flatten(1).sum(1) / one + self.dim * torch.log(TWO_PI * one))
+
+
+class Euclidean(_Unbounded):
     """R^d."""
 
     def __init__(self, dim: int):
@@ -116,7 +125,7 @@ class Euclidean(Flat):
         self.config = {"dim": self.dim}
 
 
-class ZeroCentroid(Flat):
+class ZeroCentroid(_Unbounded):
     """N points in R^3 whose centroid is the origin: a linear subspace of dimension 3 (N - 1) with its own Lebesgue measure.
 
     Variances must be one number a sample: other normal laws do not stay isotropic here.
@@ -162,9 +171,13 @@ class Torus(Flat):
         return TWO_PI * rng.uniform(self.dim) - math.pi
 
     def log_normal(self, gap: Tensor, variance: Tensor) -> Tensor:
-        turns = _turns(variance)
-        exponents = -0.5 * (gap[..., None] + turns) ** 2 / variance[..., None]
-        found = torch.logsumexp(exponents, dim=-1) - 0.5 * torch.log(TWO_PI * variance)
+        # Turns stand in front: along a short last dimension, and where exponentials underflow, this takes many times longer.
+        turns = _turns(variance).reshape(-1, *(1,) * gap.dim())
+        exponents = -0.5 * (gap + turns).square() / variance
+        highest = exponents.amax(0)
+        # One by one: torch's own sum adds in an order that depends on the batch.
+        total = functools.reduce(torch.add, (exponents - highest).clamp_min(-700.0).exp().unbind(0))
+        found = torch.where(highest == -math.inf, highest, highest + total.log()) - 0.5 * torch.log(TWO_PI * variance)
         return (found + math.log(TWO_PI)).flatten(1).sum(1)
 
     def heat_score(self, gap: Tensor, variance: Tensor) -> Tensor:
@@ -181,7 +194,7 @@ def wrap(angle: Tensor) -> Tensor:
 
 def _turns(variance: Tensor) -> Tensor:
     """Whole turns that matter (relative error below 1e-12) for the widest law in the batch."""
-    known = variance[torch.isfinite(variance)]  # a row that a network spoils leaves the others alone
-    widest = float(known.max().sqrt()) if known.numel() else 0.0
+    known = variance.nan_to_num(0.0, 0.0, 0.0)  # a row that a network spoils leaves the others alone
+    widest = math.sqrt(float(known.max())) if known.numel() else 0.0
     reach = max(1, math.ceil(7.5 * widest / TWO_PI + 0.5))
     return TWO_PI * torch.arange(-reach, reach + 1, dtype=variance.dtype, device=variance.device)

@@ -13,7 +13,7 @@ from ..errors import IncompatibleError
 from ..random import Streams
 from ..sampling.flow import checked_grid
 from ..sampling.guidance import Guided
-from ..score import Moments, score_of
+from ..score import Moments, NoiseScore, score_of
 from ..types import Geometry, Samples, State
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class PathProposal:
     def __init__(self, dig: DiG, steps: int | None = None, grid: Tensor | None = None, paths: int | None = None):
         self.dig = dig
         self.grid = checked_grid(dig.grid(steps) if grid is None else grid)
+        self._model = dig.model.along(self.grid) if type(dig.model) is NoiseScore else dig.model
+        self._process = self._model.process
         self.paths = dig.card.paths if paths is None else int(paths)
         if self.paths < 1:
             raise IncompatibleError(f"paths must be at least 1, got {self.paths}.")
@@ -85,7 +87,8 @@ class PathProposal:
         """``n`` structures, one a stream of ``rng``."""
         if len(rng) != n:
             raise IncompatibleError(f"expected one stream for each of {n} samples, got {len(rng)}.")
-        process = self.dig.process
+        process = self._process
+        rng.reserve(len(self.grid) * sum(math.prod(part.space.shape) for part in process.values()))
         prior = process.prior(process.empty(n, torch.float64))
         state = prior.sample(rng)
         log_path, log_ratio = prior.log_prob(state), torch.zeros(n, dtype=torch.float64)
@@ -140,22 +143,21 @@ class PathProposal:
 
     def _forward(self, state: State, k: int) -> JointKernel:
         """q(x_k given x_{k-1})."""
-        return self.dig.process.forward(state, self.grid[k - 1 : k], self.grid[k : k + 1])
+        return self._process.forward(state, self.grid[k - 1 : k], self.grid[k : k + 1])
 
     def _reverse(self, state: State, t: Tensor, s: Tensor) -> JointKernel:
         """p_theta(x_s given x_t), times (B,) or (1,)."""
-        return self._kernel(state, t, s, self.dig.model.moments(state, t, self.dig.descriptor))
+        return self._kernel(state, t, s, self._model.moments(state, t, self.dig.descriptor))
 
     def _pair(self, state: State, t: Tensor, s: Tensor) -> tuple[JointKernel | None, JointKernel]:
         """Of a guided model the unguided kernel, None of any other, and p_theta(x_s given x_t)."""
-        if not isinstance(self.dig.model, Guided):
+        if not isinstance(self._model, Guided):
             return None, self._reverse(state, t, s)
-        plain, guided = self.dig.model.both(state, t, self.dig.descriptor)
+        plain, guided = self._model.both(state, t, self.dig.descriptor)
         return self._kernel(state, t, s, plain), self._kernel(state, t, s, guided)
 
     def _kernel(self, state: State, t: Tensor, s: Tensor, moments: Moments) -> JointKernel:
-        process = self.dig.process
-        return process.reverse(state, t, s, score_of(process, moments.noise, t), moments.spread)
+        return self._process.reverse(state, t, s, score_of(self._process, moments.noise, t), moments.spread)
 
 
 def _path_proposal(dig: DiG, grid: list[float], paths: int) -> PathProposal:
