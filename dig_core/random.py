@@ -87,7 +87,7 @@ def _key(seed: int, index: int) -> np.ndarray:
     return np.array([seed, int(index)], dtype=np.uint64)
 
 
-def _start(seed: int, index: int) -> dict:
+def _start(seed: int, index: int) -> Any:
     """The state of ``Philox(key=_key(seed, index))`` before its first number."""
     nothing = np.zeros(4, dtype=np.uint64)
     state = {"counter": nothing, "key": _key(seed, index)}
