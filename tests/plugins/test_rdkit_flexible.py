@@ -40,8 +40,10 @@ from dig_plugins.rdkit.pockets import (
     Tethered,
     describe_complex,
     pocket_law,
+    relax,
     ring_forms,
     side_chains,
+    stiffness_factor,
 )
 
 
@@ -167,6 +169,7 @@ class Ball:
         return -0.5 * (x / self.width).square().sum((1, 2)) - 3 * math.log(self.width * math.sqrt(2 * math.pi))
 
 
+SKEW = 0.8 * torch.eye(6, dtype=torch.float64) + 0.15 * torch.randn(6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 POCKET, PAIR = SimpleNamespace(positions=np.array([[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]])), Flexible(np.array([1]))
 COUPLING = torch.tensor([[1.2, -0.9], [-0.9, 3.0]], dtype=torch.float64)
 
@@ -214,14 +217,36 @@ def test_proposals_of_poses_and_displacements_are_exact():
     check(visited)
 
 
-def test_hybrid_moves_are_exact_and_leave_the_rest():
+@pytest.mark.parametrize("factor", [None, SKEW])
+def test_hybrid_moves_are_exact_and_leave_the_rest(factor):
     """Steps so long that half of the trajectories are refused: without that the moments would be twice as large."""
-    hybrid, x, visited = HybridMoves(Pull(), 5, count=1, steps=2, step=0.9, mobile=PAIR.mobile(1, 3)), begun().positions, []
+    hybrid = HybridMoves(Pull(), 5, count=1, steps=2, step=0.9, mobile=PAIR.mobile(1, 3), factor=factor)
+    x, visited = begun().positions, []
     for block in range(1200):
         x = hybrid(x, block)
         visited.append(x)
     assert 0.3 < hybrid.accepted / hybrid.proposed < 0.7
     check(np.stack(visited))
+
+
+def test_hybrid_moves_along_softness_equilibrate_soon(site):
+    """Ligand and side chains at a minimum: after a few trajectories half a kT sits in every coordinate that moves."""
+    pocket, ligand = site
+    flexible = side_chains(pocket, ligand, radius=30.0)
+    energy = Tethered(ComplexEnergy(ligand, pocket), flexible, pocket, 300.0)
+    mobile = flexible.mobile(ligand.GetNumAtoms(), len(pocket.positions))
+    low = relax(whole(pocket, ligand), energy, steps=300, mobile=mobile)
+    x = low.positions[0].numpy()
+    moves = HybridMoves(energy, 9, count=1, steps=8, step=0.15, mobile=mobile, factor=stiffness_factor(energy, x, mobile))
+    for block in range(20):
+        x = moves.tune(x, block)
+    step, excess = moves.step, []
+    for block in range(20, 60):
+        x = moves(x, block)
+        excess.append(float(energy(Geometry(torch.from_numpy(x[None])))) - float(low.after))
+    dof = 3 * int(mobile.sum())
+    assert moves.step == step > 0.1 and moves.accepted > 0.5 * moves.proposed
+    assert np.mean(excess) / (0.5 * dof) == pytest.approx(1.0, abs=0.15)
 
 
 def test_moves_mixed_are_exact():

@@ -35,6 +35,7 @@ _HOME = {
     "ring_forms": "describe",
     "sample_poses": "sample",
     "side_chains": "flexible",
+    "stiffness_factor": "moves",
 }
 
 __all__ = sorted(_HOME)

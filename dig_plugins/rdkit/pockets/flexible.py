@@ -11,12 +11,11 @@ from torch import Tensor
 
 from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError
-from dig_core.gradients import energy_and_gradient
 from dig_core.montecarlo.proposals import Proposal
 from dig_core.random import Streams
 from dig_core.types import Geometry, Samples
 
-from .minimise import relax
+from .minimise import hessian, relax
 from .pocket import Pocket, points_of
 from .residues import CAP
 
@@ -24,7 +23,6 @@ __all__ = ["Flexible", "FlexibleProposal", "PocketLaw", "pocket_law", "side_chai
 
 _BACKBONE = frozenset({"N", "CA", "C", "O", "OXT", "H", "HN", "H1", "H2", "H3", "HA", "HA2", "HA3", "1H", "2H", "3H"})
 _APART = torch.tensor([200.0, 0.0, 0.0], dtype=torch.float64)  # Angstrom: a ligand that far off is none
-_STEP = 1e-3  # Angstrom, of numerical derivatives
 _DISPLACED = 2**60  # streams from here on draw displacements
 
 
@@ -91,16 +89,7 @@ def pocket_law(energy: Energy, ligand: Tensor, pocket: Pocket, flexible: Flexibl
     moving[:n] = False
     place = relax(place[None], energy, steps=steps, mobile=moving).positions[0]
     columns = n + torch.from_numpy(flexible.atoms)
-    rows = []
-    for atom in columns.tolist():
-        for axis in range(3):
-            pair = place.repeat(2, 1, 1)
-            pair[0, atom, axis] += _STEP
-            pair[1, atom, axis] -= _STEP
-            slope = energy_and_gradient(energy, Geometry(pair))[1][:, columns].flatten(1)
-            rows.append((slope[0] - slope[1]) / (2 * _STEP))
-    hessian = torch.stack(rows)
-    values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
+    values, vectors = torch.linalg.eigh(hessian(energy, place, columns))
     widest = 0.5 * flexible.limit
     return PocketLaw(place[columns] - home[flexible.atoms], (vectors * values.clamp_min(widest**-2)) @ vectors.T)
 

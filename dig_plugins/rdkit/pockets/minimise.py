@@ -1,4 +1,4 @@
-"""Poses brought to a minimum of an energy, in a pocket that stays or with atoms of it that give way."""
+"""Poses brought to a minimum of an energy, in a pocket that stays or with atoms of it that give way; second derivatives there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dig_core.energy import Energy
 from dig_core.gradients import energy_and_gradient
 from dig_core.types import Geometry
 
-__all__ = ["Relaxed", "relax"]
+__all__ = ["Relaxed", "hessian", "relax"]
+
+_STEP = 1e-3  # Angstrom, of numerical derivatives
 
 
 class Relaxed(NamedTuple):
@@ -50,3 +52,17 @@ def relax(positions: Tensor, energy: Energy, *, steps: int = 200, restraint: flo
         after.append(found)
         slopes.append((free * gradient).abs().amax((1, 2)))
     return Relaxed(*(torch.cat(part) for part in (done, before, after, slopes)))
+
+
+def hessian(energy: Energy, positions: Tensor, atoms: Tensor) -> Tensor:
+    """(3M, 3M) kT/Angstrom^2: second derivatives along ``atoms`` (M,), numbers, of one structure (N, 3), from 6M gradients."""
+    rows = []
+    for atom in atoms.tolist():
+        for axis in range(3):
+            pair = positions.double().repeat(2, 1, 1)
+            pair[0, atom, axis] += _STEP
+            pair[1, atom, axis] -= _STEP
+            slope = energy_and_gradient(energy, Geometry(pair))[1][:, atoms].flatten(1)
+            rows.append((slope[0] - slope[1]) / (2 * _STEP))
+    found = torch.stack(rows)
+    return 0.5 * (found + found.T)

@@ -29,7 +29,7 @@ from .energy import PocketEnergy
 from .ensemble import PoseEnsemble
 from .flexible import Flexible, FlexibleProposal, pocket_law
 from .minimise import relax
-from .moves import HybridMoves, PoseMoves
+from .moves import HybridMoves, PoseMoves, stiffness_factor
 from .pocket import Pocket
 from .proposal import PoseProposal, bound_to
 from .walls import avoid_overlaps
@@ -170,7 +170,8 @@ def _plain(task: _Task, n: int, relaxed: bool) -> PoseEnsemble:
 def _chain(task: _Task, n: int) -> PoseEnsemble:
     """The state after each of ``n`` proposals, local moves before every ``_BLOCK`` of them.
 
-    The start is the heaviest of ``batch`` proposals, minimised: overlaps would take a chain long to leave.
+    The start is the heaviest of ``batch`` proposals, minimised: overlaps would take a chain long to leave. Hybrid Monte Carlo along atoms
+    serves anywhere, along the softness of that minimum near it; both find their steps before the chain counts.
     """
     seed, batch = task.seed, task.batch
     first = Pool(task.proposal, task.energy, seed=seed, batch=batch, start=_BURN_IN * batch).take(batch)
@@ -181,12 +182,26 @@ def _chain(task: _Task, n: int) -> PoseEnsemble:
         mobile = task.flexible.mobile(size, len(task.pocket.positions))
     heaviest = torch.from_numpy(first.positions[[int(first.log_weight.argmax())]])
     start = relax(heaviest, task.energy, mobile=mobile).positions
-    hybrid = HybridMoves(task.energy, seed, mobile=mobile)
-    beside = PoseMoves(task.poses, task.energy, size, (seed + 1) % 2**64, _BLOCK)
-    local = (lambda x, block: beside(hybrid(x, block), block)) if task.flexible else hybrid
-    chain = MonteCarlo(task.proposal, task.energy, Geometry(start), seed=seed, batch=min(batch, n), local=local)
+    seeds = [(seed + k) % 2**64 for k in range(3)]
+    factor = stiffness_factor(task.energy, start[0].numpy(), mobile)
+    local: list[HybridMoves | PoseMoves] = [
+        HybridMoves(task.energy, seeds[0], count=1, mobile=mobile),
+        HybridMoves(task.energy, seeds[1], count=2, steps=8, step=0.1, mobile=mobile, factor=factor),
+    ]
+    here = start[0].numpy()
     for k in range(_WARM):
-        chain.positions = hybrid(chain.positions, 2**40 + k)
+        for move in local:
+            here = move.tune(here, 2**40 + k)  # type: ignore[union-attr]
+    if task.flexible:
+        local.append(PoseMoves(task.poses, task.energy, size, seeds[2], _BLOCK))
+
+    def moved(x: np.ndarray, block: int) -> np.ndarray:
+        for move in local:
+            x = move(x, block)
+        return x
+
+    start = Geometry(torch.from_numpy(here)[None])
+    chain = MonteCarlo(task.proposal, task.energy, start, seed=seed, batch=min(batch, n), local=moved)
     parts, accepted, left = [], [], n
     while left > 0:
         visited, records = chain.block(min(_BLOCK, left))
