@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers as forcefields
+from rdkit.ForceField import rdForceField  # noqa: F401  # older RDKits know the classes that the helpers return only then
 
 from dig_core.errors import IncompatibleError, UnsupportedError
 

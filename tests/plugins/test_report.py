@@ -223,7 +223,8 @@ def test_acceptance_marks_the_longest_rejection_run():
     ax = new_figure(3, 3).subplots()
     panels.trace_acceptance(ax, accepted)
     (span,) = ax.patches
-    assert (span.get_x(), span.get_width()) == (4, 3)
+    marked = span.get_path().transformed(span.get_patch_transform()).get_extents()
+    assert (marked.x0, marked.x1) == (4, 7)
     assert ax.lines[0].get_ydata()[-1] == pytest.approx(0.4)
     panels.trace_acceptance(new_figure(3, 3).subplots(), np.ones(5, bool))
 
