@@ -64,9 +64,9 @@ def document(
         body.append(f"<dl>{''.join(shown)}</dl>")
     if pictures:
         body.append(f'<div class="panels">{"".join(_figure(picture) for picture in pictures)}</div>')
+    body += [f"<section><h2>{escape(heading)}</h2>{_table(table)}</section>" for heading, table in (tables or {}).items()]
     if scenes:
         body += [_UNSEEN, *(_scene(scene) for scene in scenes)]
-    body += [f"<section><h2>{escape(heading)}</h2>{_table(table)}</section>" for heading, table in (tables or {}).items()]
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         body.append(f"<section><h2>Notes</h2><ul>{items}</ul></section>")

@@ -75,7 +75,7 @@
         pen.stroke();
       }
       function stick(a, b, hex) {
-        line(a, b, (scene.style === "trace" ? 55 : 26) * unit, shade(hex, fog((a[2] + b[2]) / 2)));
+        line(a, b, (scene.style === "trace" ? 70 : 26) * unit, shade(hex, fog((a[2] + b[2]) / 2)));
       }
       function line(a, b, width, style) {
         pen.lineWidth = Math.max(ratio, width);
@@ -137,7 +137,8 @@
       draw();
     });
     new ResizeObserver(draw).observe(canvas);
-    rotate(0.35, scene.style === "balls" ? 1.1 : 0.25);
+    if (scene.style === "balls") rotate(0, -1.2); // a surface from its side, z up
+    else rotate(0.35, 0.25);
     draw();
   }
 

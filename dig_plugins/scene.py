@@ -24,13 +24,15 @@ _LONGER = 1.2  # than the sum of covalent radii: no bond
 
 
 class Frame(NamedTuple):
-    """``numbers`` (N,), ``positions`` (N, 3) Angstrom, ``bonds`` (M, 2) indices, ``cell`` (3, 3) Angstrom, rows are vectors, if any."""
+    """``numbers`` (N,), ``positions`` (N, 3) Angstrom, ``bonds`` (M, 2) indices, ``cell`` (3, 3) Angstrom, rows are vectors, if any, whose
+    corner is at ``origin`` (3,)."""
 
     numbers: np.ndarray
     positions: np.ndarray
     bonds: np.ndarray
     label: str = ""
     cell: np.ndarray | None = None
+    origin: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _packed(frame: Frame, middle: np.ndarray) -> dict:
 
     found = {"z": np.asarray(frame.numbers).tolist(), "x": whole(frame.positions - middle), "b": frame.bonds.ravel().tolist()}
     if frame.cell is not None:
-        found |= {"cell": whole(frame.cell), "origin": whole(-middle)}
+        found |= {"cell": whole(frame.cell), "origin": whole((0 if frame.origin is None else frame.origin) - middle)}
     return found | {"label": frame.label}
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from .panels import ess_convergence, histograms, rejection_runs, trace_acceptance, weight_histogram
+from .panels import calibration, ess_convergence, histograms, rejection_runs, trace_acceptance, weight_histogram
 from .report import Panel
 
-__all__ = ["acceptance_panels", "energy_panel", "weight_panels"]
+__all__ = ["acceptance_panels", "calibration_panel", "energy_panel", "weight_panels"]
 
 
-def weight_panels(log_weights: np.ndarray) -> list[Panel]:
-    """Of (K,) log weights of proposals in the order in which they were drawn; none where none has any weight."""
-    if not np.isfinite(log_weights).any():
+_EXACT = "the Boltzmann factor over the model's own probability"
+
+
+def weight_panels(log_weights: np.ndarray, what: str = _EXACT) -> list[Panel]:
+    """Of (K,) log weights of proposals in the order in which they were drawn, ``what`` they are in words; none where all weigh the same."""
+    finite = np.isfinite(log_weights)
+    if not finite.any() or (finite.all() and not np.ptp(log_weights)):
         return []
     return [
         Panel(
             "Weights of the proposals", lambda ax: weight_histogram(ax, log_weights),
-            "How much each proposal counts: the Boltzmann factor over the model's own probability. A perfect model has every weight at 0 "
-            "on this axis; a long tail to the right means that few structures speak for all.",
+            f"How much each proposal counts: {what}. A perfect model has every weight at 0 on this axis; a long tail to the right means "
+            "that few structures speak for all.",
         ),
         Panel(
             "Effective sample size", lambda ax: ess_convergence(ax, log_weights),
@@ -40,6 +44,12 @@ def acceptance_panels(accepted: np.ndarray) -> list[Panel]:
             "the model proposes too rarely.",
         ),
     ]  # fmt: skip
+
+
+def calibration_panel(energies: np.ndarray, log_q: np.ndarray) -> Panel:
+    """Of (n,) u = E/kT and log q."""
+    said = "A perfect model has all structures on a line of slope 1; those far above it the model proposes too rarely."
+    return Panel("Density against energy", lambda ax: calibration(ax, energies, log_q), said)
 
 
 def energy_panel(sets: dict[str, tuple[np.ndarray, np.ndarray | None]], said: str = "", unit: str = "kT") -> list[Panel]:

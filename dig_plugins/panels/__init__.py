@@ -3,7 +3,7 @@
 Nothing here touches pyplot or any other global state. Reports, pages and benchmarks put the same panels together.
 """
 
-from .canvas import BLUE, COLOURS, GREEN, GREY, MAX_KT, ORANGE, new_figure, say, to_png
+from .canvas import BLUE, COLOURS, GREEN, GREY, MAX_KT, ORANGE, new_figure, percent, say, to_png
 from .energies import along, calibration, histogram, histograms, running
 from .structures import overlay
 from .surfaces import profile, ramachandran, turns
@@ -26,6 +26,7 @@ __all__ = [
     "losses",
     "new_figure",
     "overlay",
+    "percent",
     "profile",
     "ramachandran",
     "rejection_runs",

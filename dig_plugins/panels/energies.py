@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .canvas import BLUE, COLOURS, GREY, ORANGE, histogram_range
+from .canvas import BLUE, COLOURS, GREY, ORANGE, most_of, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,14 +15,18 @@ __all__ = ["along", "calibration", "histogram", "histograms", "running"]
 
 
 def histograms(
-    ax: Axes, sets: dict[str, tuple[np.ndarray, np.ndarray | None]], unit: str = "kT", name: str = "energy", bins: int = 50
+    ax: Axes, sets: dict[str, tuple[np.ndarray, np.ndarray | None]], unit: str = "kT", name: str = "energy"
 ) -> None:
     """Shares of (n,) values, one outline a set: label -> values and their weights, None for equal ones.
 
-    The first set is filled, the second dashed and grey, others have colours of their own. Values that are not finite are left out; what is
-    beyond the axis, a few of the values of any set, is in the last bin.
+    The first set is filled, the second dashed and grey, others have colours of their own. The axis ends where hardly anything of the first
+    set is beyond, and little of the others; what is beyond is in the last bin. Values that are not finite are left out.
     """
-    edges = np.linspace(*histogram_range(*(x for x, _ in sets.values())), bins + 1)
+    most = max(len(x) for x, _ in sets.values())
+    ends = [most_of(x, w, 0.9 if k else 0.995) for k, (x, w) in enumerate(sets.values())]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
+    edges = np.linspace(low, high, 1 + int(np.clip(2 * most**0.5, 8, 50)))
     styles = [(BLUE, "-"), (GREY, "--"), *((colour, "-") for colour in COLOURS[1:])]
     for k, (label, (values, weights)) in enumerate(sets.items()):
         colour, style = styles[k % len(styles)]
@@ -34,7 +38,7 @@ def histograms(
         ax.stairs(share, edges, color=colour, linestyle=style, linewidth=1.6, label=label)
     ax.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="share of structures", xlim=(edges[0], edges[-1]))
     ax.set_ylim(0, (1.12 + 0.13 * len(sets)) * ax.dataLim.y1)
-    ax.yaxis.set_major_formatter("{x:.0%}")
+    percent(ax)
     ax.legend(loc="upper right", fontsize="small", framealpha=0.9)
 
 
@@ -44,13 +48,21 @@ def histogram(ax: Axes, values: np.ndarray, name: str, unit: str = "", label: st
 
 
 def calibration(ax: Axes, energies: np.ndarray, log_q: np.ndarray) -> None:
-    """-log q against u = E/kT, (n,) each, and the line of slope 1 on which a perfect model has all structures."""
+    """-log q against u = E/kT, (n,) each, and the line of slope 1 on which a perfect model has all structures.
+
+    The few of far higher energy than the others are beyond the axis, and counted.
+    """
     seen = np.isfinite(energies) & np.isfinite(log_q)
     u, cost = energies[seen], -log_q[seen]
-    ax.scatter(u, cost, s=14 if len(u) < 500 else 5, color=BLUE, alpha=0.6, linewidths=0, rasterized=True, label=_counted(len(u)))
-    if len(u):
-        ends = np.array([u.min(), u.max()])
-        ax.plot(ends, ends + np.median(cost - u), "--", color=GREY, label="perfect model: slope 1")
+    middle = np.quantile(u, [0.25, 0.75]) if len(u) else np.zeros(2)
+    shown = u <= middle[1] + 5 * max(np.ptp(middle), 1.0)
+    label = _counted(len(u)) + (f", {int((~shown).sum())} of them beyond" if not shown.all() else "")
+    ax.scatter(
+        u[shown], cost[shown], s=14 if len(u) < 500 else 5, color=BLUE, alpha=0.6, linewidths=0, rasterized=True, label=label
+    )  # fmt: skip
+    if shown.any():
+        ends = np.array([u[shown].min(), u[shown].max()])
+        ax.plot(ends, ends + np.median((cost - u)[shown]), "--", color=GREY, label="perfect model: slope 1")
     ax.set(xlabel="energy u (kT)", ylabel="-log q (nats)")
     ax.legend(loc="upper left", fontsize="small", framealpha=0.9)
 

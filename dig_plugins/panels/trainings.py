@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .canvas import BLUE, COLOURS, GREY, ORANGE
+from .canvas import BLUE, COLOURS, GREY, ORANGE, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def losses(ax: Axes, logs: Mapping[str, Mapping[str, np.ndarray]]) -> None:
 def annealing(ax: Axes, rungs: Sequence[Mapping]) -> None:
     """What each rung of a ladder from the prior (0) to the energy (1) had to say."""
     ax.set(xlabel="rung", ylim=(0, 1.02))
-    ax.yaxis.set_major_formatter("{x:.0%}")
+    percent(ax)
     numbers = [rung["rung"] for rung in rungs]
     for key, (label, style, colour) in _LINES.items():
         if rungs and key in rungs[0]:

@@ -13,7 +13,7 @@ from dig_core.montecarlo.analysis import (
     normalised_weights,
 )
 
-from .canvas import BLUE, GREY, ORANGE, say
+from .canvas import BLUE, GREY, ORANGE, percent, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def weight_histogram(ax: Axes, log_weights: np.ndarray, colour: str = BLUE) -> N
     left = min(max(relative.min(), -15.0), relative.max() - 0.1)
     ax.hist(relative.clip(left), bins=np.linspace(left, relative.max(), 41).tolist(), color=colour)
     ax.axvline(0.0, ymax=0.76, color=GREY, linestyle="--", linewidth=1.2)
-    text = f"heaviest: {100 * largest_weight_share(log_weights):.2g} % of all weight"
+    text = f"heaviest: {100 * largest_weight_share(log_weights):.3g} % of all weight"
     text += f"\nzero weight: {int((weights == 0).sum())} of {len(weights)}"
     text += f"\nfirst bin: all below {left:.0f}" if relative.min() < left else ""
     top = ax.get_ylim()[1]
@@ -49,7 +49,7 @@ def trace_acceptance(ax: Axes, accepted: np.ndarray, colour: str = BLUE) -> None
         ax.axvspan(start, start + run, color=ORANGE, alpha=0.45, label=f"longest run of rejections: {run}")
     ax.plot(count[shown], running[shown], color=colour, label=f"all so far (end: {100 * running[-1]:.0f} %)")
     ax.set(xlabel="proposals in the chain", ylabel="accepted", ylim=(0.0, 1.0), xlim=(0, len(moves)))
-    ax.yaxis.set_major_formatter("{x:.0%}")
+    percent(ax)
     ax.legend(loc="upper right", fontsize="small", framealpha=0.9)
 
 
@@ -81,8 +81,8 @@ def ess_convergence(ax: Axes, log_weights: np.ndarray, colour: str = BLUE) -> No
     sizes = np.unique(np.geomspace(min(10, len(log_w)), len(log_w), 80).astype(int))
     sizes = sizes[[bool(np.isfinite(log_w[:n]).any()) for n in sizes]]
     ess = [effective_sample_size(log_w[:n]) for n in sizes]
-    ax.semilogx(sizes, ess, color=colour, label=f"all {len(log_w)}: {100 * ess[-1]:.1f} %")
+    ax.semilogx(sizes, ess, color=colour, marker="o" if len(sizes) < 10 else "", label=f"all {len(log_w)}: {100 * ess[-1]:.1f} %")
     ax.axhline(ess[-1], color=GREY, linestyle="--", linewidth=1.0)
     ax.set(xlabel="proposals", ylabel="raw effective sample size", ylim=(0.0, 1.0))
-    ax.yaxis.set_major_formatter("{x:.0%}")
+    percent(ax)
     ax.legend(loc="upper right", fontsize="small", framealpha=0.9)

@@ -63,10 +63,11 @@ def _frame(structure: Structure, label: str) -> Frame:
         repeats[np.argmin(np.linalg.norm(cell, axis=1) * repeats)] += 1
     shifts = np.stack(np.meshgrid(*(np.arange(n) for n in repeats), indexing="ij"), -1).reshape(-1, 3) @ cell
     positions = (structure.cart_coords[None] + shifts[:, None]).reshape(-1, 3)
+    middle = positions.mean(0)
     numbers = np.tile([site.specie.Z for site in structure], len(shifts))
     bonds = bonds_of(numbers, positions)
     near = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1) < _FARTHEST
-    return Frame(numbers, positions, bonds[near], label, cell)
+    return Frame(numbers, positions - middle, bonds[near], label, cell, -middle)
 
 
 def _gallery(ax, shown: list[Structure], named: list[str]) -> None:

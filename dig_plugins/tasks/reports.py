@@ -12,9 +12,9 @@ import numpy as np
 from dig_core.montecarlo.analysis import normalised_weights
 
 from .. import models
-from ..panels import along, annealing, calibration, histogram, losses, running
+from ..panels import along, annealing, histogram, losses, running
 from ..report import Panel, Report, Scene, Table, fact
-from ..weighing import acceptance_panels, energy_panel, weight_panels
+from ..weighing import acceptance_panels, calibration_panel, energy_panel, weight_panels
 from .subjects import Subject
 from .thinned import Thinned
 
@@ -64,13 +64,13 @@ def sample_report(asked: Subject, found: Any, some: Thinned | None, record: dict
         unit = "kcal/mol" if record["kind"] == "conformers" else "kT"
         panels += _energies(energies, log_weights, unit)
         if unit == "kT":
-            panels.append(_calibration(energies, np.where(np.isfinite(log_weights), -energies - log_weights, np.nan)))
+            panels.append(calibration_panel(energies, np.where(np.isfinite(log_weights), -energies - log_weights, np.nan)))
         panels += weight_panels(log_weights)
     if record.get("populations"):
         tables["Populations"] = _populations(record)
     if record["kind"] == "protein":
         notes.append("The model has no energy: these are draws of the law that it learned, of equal weight.")
-    return Report(f"Samples of {record['model']}", panels, scenes=scenes, tables=tables, notes=notes)
+    return Report(f"Samples of {record.get('of') or record['model']}", panels, scenes=scenes, tables=tables, notes=notes)
 
 
 def density_report(asked: Subject, positions: np.ndarray, found: Any, record: dict) -> Report:
@@ -78,7 +78,7 @@ def density_report(asked: Subject, positions: np.ndarray, found: Any, record: di
     panels = []
     if np.isfinite(found.energy).any():
         panels = [
-            _calibration(found.energy, found.log_q),
+            calibration_panel(found.energy, found.log_q),
             Panel(
                 "Log weights", lambda ax: histogram(ax, found.log_weight, "-E/kT - log q", "nats"),
                 "Of a perfect model all have one value; those to the right are proposed too rarely.",
@@ -172,7 +172,7 @@ def validation_report(asked: Subject, found: Any, record: dict) -> Report:
     if found is not None:
         panels = weight_panels(found.log_weight)
         if panels:
-            panels += _energies(found.u, found.log_weight, "kT")
+            panels += [*_energies(found.u, found.log_weight, "kT"), calibration_panel(found.u, found.log_q)]
             shown = seen(asked, record["model"], found.positions, found.log_weight)
             panels, scenes = shown.panels + panels, shown.scenes
     return Report(f"Is {record['model']} right?", panels, verdict=(record["trusted"], record["verdict"]), scenes=scenes,
@@ -210,7 +210,7 @@ def _crystals(found: Any, title: str, target: float | tuple[float, float] | None
 
     panels = crystal_panels(found, target)
     if found.log_weight is not None:
-        panels += weight_panels(np.where(found.valid, found.log_weight, -np.inf))
+        panels += weight_panels(np.where(found.valid, found.log_weight, -np.inf), "the likelihood of the target over how it was steered")
     return Report(title, panels, scenes=[structures(found)], notes=list(found.notes), lead=found.source)
 
 
@@ -220,11 +220,6 @@ def _energies(energies: np.ndarray, log_weights: np.ndarray, unit: str) -> list[
         return []
     sets = {"equilibrium": (energies[finite], normalised_weights(log_weights[finite])), "as proposed": (energies[finite], None)}
     return energy_panel(sets, "Weighted, which is the equilibrium, beside what the model proposes.", unit)
-
-
-def _calibration(energies: np.ndarray, log_q: np.ndarray) -> Panel:
-    said = "A perfect model has all structures on a line of slope 1; those far above it the model proposes too rarely."
-    return Panel("Density against energy", lambda ax: calibration(ax, energies, log_q), said)
 
 
 def _populations(record: dict) -> Table:

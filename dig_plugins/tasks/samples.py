@@ -57,8 +57,9 @@ def sample(
     size = result.effective_sample_size
     size = size() if callable(size) else size
     record = {
-        **of_software(*packages), **of_checkpoint(model), "kind": kind, "system": dig.card.system, "samples": n, "seed": seed,
-        "steps": dig.card.steps if steps is None else steps, "temperature_K": dig.card.temperature, "energy": dig.card.energy,
+        **of_software(*packages), **of_checkpoint(model), "kind": kind, "system": dig.card.system, "of": given.of, "samples": n,
+        "seed": seed, "steps": dig.card.steps if steps is None else steps,
+        "temperature_K": getattr(result, "temperature", dig.card.temperature), "energy": dig.card.energy,
         "effective_sample_size": size, "seconds": time.perf_counter() - began, "files": out.name, "units": _UNITS[kind],
     }  # fmt: skip
     if kind == "protein":  # whose ensembles write a record of their own
