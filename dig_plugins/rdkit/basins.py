@@ -27,7 +27,7 @@ __all__ = ["basin_frames", "distinct", "encoded", "transferable_coordinates"]
 
 _ROUGH, _SEED = 60, 0
 _SAME = 0.35  # rad or widths: minima whose coordinates all agree within it are one
-_FAR = 12.0  # widths: hydrogens that changed places would be 25 off
+FAR = 12.0  # widths: hydrogens that changed places would be 25 off
 _STEP = 1e-3
 _HIGH = 6.0  # standard deviations of a harmonic energy
 _SOFT = 0.4
@@ -87,14 +87,14 @@ def encoded(coordinates: Internal, descriptor: Descriptor, mol: Chem.Mol) -> Fra
     positions, numbers = to_geometry(mol).positions.clone(), descriptor.numbers.tolist()
     degree = descriptor.node[:, 1].tolist()
     state, _ = coordinates.encode(Geometry(positions), descriptor)
-    for frame, far in enumerate(state["shape"].abs() > _FAR):
+    for frame, far in enumerate(state["shape"].abs() > FAR):
         atoms = [coordinates.shape_atoms[column] for column in far.nonzero()[:, 0].tolist()]
         for centre in {known[1] for known in atoms}:
             pair = [known[0] for known in atoms if known[1] == centre]
             if len(pair) == 2 and degree[pair[0]] == degree[pair[1]] == 1 and numbers[pair[0]] == numbers[pair[1]]:
                 positions[frame, pair] = positions[frame, pair[::-1]]
     frames = frames_of(coordinates, descriptor, Geometry(positions))
-    sound = coordinates.valid(frames.state, descriptor) & (frames.state["shape"].abs() < _FAR).all(1)
+    sound = coordinates.valid(frames.state, descriptor) & (frames.state["shape"].abs() < FAR).all(1)
     return frames.take(sound.nonzero()[:, 0])
 
 

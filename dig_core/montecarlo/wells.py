@@ -1,0 +1,108 @@
+"""Proposals from a mixture of normal laws, one about each minimum of an energy: known densities, no network."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..diffusion.spaces import TWO_PI, wrap
+from ..errors import IncompatibleError
+from ..random import Streams
+from ..types import Geometry, Samples, State
+
+if TYPE_CHECKING:
+    from ..dig import DiG
+
+__all__ = ["Wells"]
+
+
+class Wells:
+    """A mixture of M normal laws over all coordinates of a system, whose density is known: a proposal for Monte Carlo.
+
+    A point (D,) is the components of ``dig``'s states in the process's order, one after the other; of ``dig`` no more is used than its
+    coordinates. An angle stays within half a turn of its well's middle: draws beyond it are invalid, so that the density of the others is
+    exact. :func:`dig_core.training.wells.harmonic` makes such a law of an energy's minima.
+
+    Parameters
+    ----------
+    mean: (M, D). factor: (M, D, D), covariance = factor factor^T. log_weight: (M,), need not be normalised.
+    flat: (M, D) bool, angles that are uniform on the circle in a well, rotors without a barrier; their rows and columns of ``factor`` are
+        those of the unit matrix.
+    """
+
+    exact = True
+
+    def __init__(self, dig: DiG, mean: Tensor, factor: Tensor, log_weight: Tensor, flat: Tensor | None = None):
+        self.dig, self.mean, self.factor = dig, mean, factor
+        self.flat = torch.zeros(mean.shape, dtype=torch.bool) if flat is None else flat
+        self.sizes = {name: part.space.dim for name, part in dig.process.items()}
+        size = sum(self.sizes.values())
+        if mean.shape != (len(log_weight), size) or factor.shape != (len(log_weight), size, size):
+            raise IncompatibleError(f"expected wells in {size} coordinates, got means {tuple(mean.shape)}, factors {tuple(factor.shape)}.")
+        self.log_weight = log_weight - torch.logsumexp(log_weight, 0)
+        self.inverse = torch.linalg.inv(factor)
+        angles = [torch.full((n,), dig.process[name].space.periodic) for name, n in self.sizes.items()]
+        self.periodic = torch.cat(angles)
+        turns = float(self.periodic.sum()) * math.log(TWO_PI)  # a torus counts as one
+        self.log_scale = turns - 0.5 * (size + self.flat.sum(1)) * math.log(TWO_PI) - torch.linalg.slogdet(factor).logabsdet
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def gauge(self) -> frozenset[str]:
+        """What the coordinates forget of a structure."""
+        return self.dig.coordinates.gauge
+
+    @torch.no_grad()
+    def draw(self, n: int, rng: Streams) -> Samples:
+        """``n`` structures, one a stream of ``rng``."""
+        if len(rng) != n:
+            raise IncompatibleError(f"expected one stream for each of {n} samples, got {len(rng)}.")
+        edges = self.log_weight.exp().cumsum(0)
+        chosen = torch.searchsorted(edges, rng.uniform(1)[:, 0]).clamp(max=len(self) - 1)
+        points, inside = self.points(chosen, rng.normal(self.mean.shape[1], dtype=torch.float64))
+        log_q = torch.logsumexp(self.log_parts(points), 1)
+        samples = self.dig.to_samples(self.state(points), log_q, "wells", rng)
+        valid = samples.valid & inside
+        return samples._replace(valid=valid, log_q=torch.where(valid, samples.known_log_q(), math.inf))
+
+    @torch.no_grad()
+    def log_q(self, geometry: Geometry, rng: Streams) -> Tensor:
+        """(B,) float64 log-density of given structures; no noise is needed."""
+        state, log_det = self.dig.coordinates.encode(geometry, self.dig.descriptor)
+        return log_det + torch.logsumexp(self.log_parts(self.point(state)), 1)
+
+    def points(self, chosen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) points of the wells ``chosen`` (B,) for standard normal ``noise`` (B, D), and which are inside of them."""
+        gap = torch.empty_like(noise)
+        for k in chosen.unique().tolist():
+            rows = chosen == k
+            gap[rows] = torch.where(self.flat[k], TWO_PI * (torch.special.ndtr(noise[rows]) - 0.5), noise[rows] @ self.factor[k].T)
+        inside = (~self.periodic | (gap.abs() < math.pi)).all(1)
+        found = self.mean[chosen] + gap
+        return torch.where(self.periodic, wrap(found), found), inside
+
+    def gap(self, points: Tensor, k: int) -> Tensor:
+        """(B, D) from the middle of well ``k``, angles by the shorter way."""
+        found = points - self.mean[k]
+        return torch.where(self.periodic, wrap(found), found)
+
+    def log_parts(self, points: Tensor) -> Tensor:
+        """(B, M) log of each well's share of the density at (B, D) points."""
+        found = []
+        for k in range(len(self)):
+            gap = torch.where(self.flat[k], 0.0, self.gap(points, k))
+            found.append(-0.5 * (gap @ self.inverse[k].T).square().sum(1))
+        return torch.stack(found, 1) + self.log_scale + self.log_weight
+
+    def state(self, points: Tensor) -> State:
+        """The points as a state."""
+        return dict(zip(self.sizes, points.split(list(self.sizes.values()), 1), strict=True))
+
+    def point(self, state: State) -> Tensor:
+        """(B, D) of a state."""
+        return torch.cat([state[name].double() for name in self.sizes], 1)

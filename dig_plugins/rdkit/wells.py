@@ -1,0 +1,90 @@
+"""Proposals for conformers without training: a normal law about every MMFF94 minimum that distance geometry and symmetry lead to."""
+
+from __future__ import annotations
+
+import torch
+from rdkit import Chem
+from torch import Tensor
+
+from dig_core.coordinates import Internal
+from dig_core.dig import Card, DiG
+from dig_core.montecarlo.wells import Wells
+from dig_core.random import as_seed
+from dig_core.training.frames import frames_of
+from dig_core.training.molecule import internal_model
+from dig_core.training.wells import harmonic, refined
+from dig_core.types import Geometry
+
+from .basins import FAR, distinct
+from .convert import describe, embed, reference_structure, to_geometry
+from .coordinates import internal_coordinates
+from .energy import MMFFEnergy
+from .facts import stereo_centres
+from .minima import minimised
+
+__all__ = ["conformer_wells", "symmetric_copies"]
+
+_MOST, _MAPPINGS = 300, 4000
+_FAINT = -12.0  # log share of the heaviest well: lighter ones are left out
+
+
+def conformer_wells(
+    mol: Chem.Mol,
+    temperature: float = 300.0,
+    *,
+    variant: str = "MMFF94s",
+    conformers: int = 200,
+    window: float = 6.0,
+    refinements: int = 2,
+    seed: int | None = None,
+) -> Wells:
+    """A proposal of independent conformers whose density is known, made in seconds: Monte Carlo with it is exact, however good it is.
+
+    Distance geometry gives ``conformers``, which are minimised; symmetry (equivalent atoms exchanged; the mirror image where no
+    stereocentre forbids it) completes the minima within ``window`` kcal/mol. Each gets its harmonic law at ``temperature`` K, in internal
+    coordinates, its middle and widths then corrected ``refinements`` times by the energy around it.
+
+    Raises as :func:`.training.fit_molecule`.
+    """
+    seed = as_seed(seed) % 2**31
+    if not any(c.Is3D() for c in mol.GetConformers()):
+        mol = reference_structure(mol, seed=seed)
+    rough = embed(mol, conformers, seed=seed)
+    coordinates, descriptor = internal_coordinates(mol, to_geometry(rough), temperature, variant), describe(mol)
+    energy, rng = MMFFEnergy(mol, temperature, variant=variant), torch.Generator().manual_seed(seed)
+    card = Card(name="wells", system=Chem.MolToSmiles(Chem.RemoveHs(mol)), energy=f"{variant} (RDKit)", temperature=float(temperature))
+    dig = DiG(internal_model(coordinates, width=8, blocks=1), coordinates, descriptor, card)
+    low, found = minimised(rough, variant)
+    positions, energies, fixed = to_geometry(low).positions, torch.from_numpy(found), ~_pyramids(mol, coordinates)
+    for copied in (False, True):
+        if copied:
+            positions = symmetric_copies(mol, positions)
+            energies = energies.repeat_interleave(positions.shape[1])
+            positions = positions.flatten(0, 1)
+        frames = frames_of(coordinates, descriptor, Geometry(positions))
+        sound = coordinates.valid(frames.state, descriptor) & (frames.state["shape"][:, fixed].abs() < FAR).all(1)
+        chosen = (sound & (energies < energies[sound].min() + window)).nonzero()[:, 0]
+        chosen = chosen[distinct(frames.take(chosen), energies[chosen])[:_MOST]]
+        positions, energies = positions[chosen], energies[chosen]
+    wells = harmonic(dig, energy, {name: x.double() for name, x in frames.take(chosen).state.items()})
+    kept = wells.log_weight > wells.log_weight.max() + _FAINT
+    wells = Wells(dig, wells.mean[kept], wells.factor[kept], wells.log_weight[kept], wells.flat[kept])
+    for _ in range(refinements):
+        wells = refined(wells, energy, rng)
+    return wells
+
+
+def _pyramids(mol: Chem.Mol, coordinates: Internal) -> Tensor:
+    """(D,) bool, shape columns about a nitrogen of three bonds that is no stereocentre: pyramids, whichever way they point."""
+    centres = {s.atoms[0] for s in stereo_centres(mol)}
+    turning = {a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() == 7 and a.GetDegree() == 3} - centres
+    return torch.tensor([len(atoms) == 4 and atoms[1] in turning for atoms in coordinates.shape_atoms])
+
+
+def symmetric_copies(mol: Chem.Mol, positions: Tensor) -> Tensor:
+    """(B, C, N, 3) structures of the energies of (B, N, 3): equivalent atoms exchanged, mirrored too where there is no stereocentre."""
+    orders = mol.GetSubstructMatches(mol, uniquify=False, useChirality=True, maxMatches=_MAPPINGS)
+    found = positions[:, torch.tensor(orders)]
+    if stereo_centres(mol):
+        return found
+    return torch.cat([found, found * torch.tensor([1.0, 1.0, -1.0]).to(found)], 1)
