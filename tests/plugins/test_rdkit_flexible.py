@@ -219,13 +219,13 @@ def test_proposals_of_poses_and_displacements_are_exact():
 
 @pytest.mark.parametrize("factor", [None, SKEW])
 def test_hybrid_moves_are_exact_and_leave_the_rest(factor):
-    """Steps so long that half of the trajectories are refused: without that the moments would be twice as large."""
+    """Along atoms and along skew directions, by steps so long that trajectories are refused: were they not, moments would be far too large."""
     hybrid = HybridMoves(Pull(), 5, count=1, steps=2, step=0.9, mobile=PAIR.mobile(1, 3), factor=factor)
     x, visited = begun().positions, []
     for block in range(1200):
         x = hybrid(x, block)
         visited.append(x)
-    assert 0.3 < hybrid.accepted / hybrid.proposed < 0.7
+    assert 0.2 < hybrid.accepted / hybrid.proposed < 0.85
     check(np.stack(visited))
 
 
