@@ -14,12 +14,14 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from rdkit.Chem import rdForceFieldHelpers as forcefields
 
+from dig_core.coordinates import Bound
 from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError
 from dig_core.montecarlo.chain import MonteCarlo
 from dig_core.nn import PoseGraphormer
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
+from dig_core.training.frames import frames_of
 from dig_core.types import Geometry, Samples
 from dig_plugins.rdkit import (
     MMFFEnergy,
@@ -103,6 +105,19 @@ def test_gradients_are_those_of_the_energy_tethers_included(site):
     direction = torch.randn(x.shape, generator=rng, dtype=torch.float64)
     up, down = (energy(Geometry(x + s * 1e-4 * direction)) for s in (1, -1))
     torch.testing.assert_close((up - down) / 2e-4, (gradient * direction).sum((1, 2)), rtol=1e-4, atol=1e-3)
+
+
+def test_models_learn_the_same_from_either_energy(site):
+    """Forces on a placement's coordinates, which physics-informed training asks for: the pocket's own energy has none along them."""
+    pocket, ligand = site
+    system, coordinates = describe_complex(ligand, pocket, ring_forms(ligand, conformers=4)[0]), Bound()
+    process = PoseGraphormer(width=32, heads=4, layers=1).process(system)
+    found = [
+        frames_of(coordinates, system, Geometry(whole(pocket, ligand)), energy(ligand, pocket), process=process).force
+        for energy in (PocketEnergy, ComplexEnergy)
+    ]
+    for name, force in found[0].items():
+        torch.testing.assert_close(force, found[1][name], rtol=1e-4, atol=1e-3)
 
 
 def test_tethers_say_nothing_within_the_limit_and_are_harmonic_beyond(site):
@@ -219,7 +234,7 @@ def test_proposals_of_poses_and_displacements_are_exact():
 
 @pytest.mark.parametrize("factor", [None, SKEW])
 def test_hybrid_moves_are_exact_and_leave_the_rest(factor):
-    """Along atoms and along skew directions, by steps so long that trajectories are refused: were they not, moments would be far too large."""
+    """Along atoms or skew directions, by steps so long that trajectories are refused: were they not, moments would be too large."""
     hybrid = HybridMoves(Pull(), 5, count=1, steps=2, step=0.9, mobile=PAIR.mobile(1, 3), factor=factor)
     x, visited = begun().positions, []
     for block in range(1200):
