@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -79,6 +80,10 @@ def test_side_chains_near_the_site_move_and_backbones_do_not(site):
     assert {"CB", "OG", "CG1", "CD1"} <= names and not names & {"N", "CA", "C", "O"}
     few = side_chains(pocket, ligand, radius=6.0)
     assert 0 < len(few.atoms) <= len(found.atoms)
+    cut = Chem.RWMol(pocket.mol)
+    cut.GetAtomWithIdx(int(found.atoms[0])).GetNeighbors()[-1].SetMonomerInfo(None)  # what a cap on the side chain looks like
+    alone = side_chains(dataclasses.replace(pocket, mol=cut.GetMol()), ligand, radius=30.0)
+    assert not np.isin(pocket.residue[alone.atoms], pocket.residue[found.atoms[0]]).any() and len(alone.atoms)
     with pytest.raises(IncompatibleError, match="larger radius"):
         side_chains(pocket, ligand, radius=0.1)
     with pytest.raises(IncompatibleError, match="positive"):

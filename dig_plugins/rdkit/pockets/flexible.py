@@ -46,18 +46,25 @@ class Flexible:
 def side_chains(pocket: Pocket, site: Chem.Mol | np.ndarray, *, radius: float = 5.0, limit: float = 1.0) -> Flexible:
     """The side chains of all amino acids that have an atom of theirs within ``radius`` Angstrom of the site's (heavy) atoms.
 
-    ``site``: a ligand with a structure in the pocket, or points (M, 3) Angstrom. IncompatibleError where there is none, or for a radius or
-    limit that is not positive.
+    Those that the pocket's cut runs through stay, such as half of a disulphide bridge: nothing would hold them. ``site``: a ligand with a
+    structure in the pocket, or points (M, 3) Angstrom. IncompatibleError where there is none, or for a radius or limit that is not
+    positive.
     """
     if radius <= 0 or limit <= 0:
         raise IncompatibleError(f"expected a positive radius and limit, got {radius} and {limit}.")
-    names = [a.GetPDBResidueInfo() for a in pocket.mol.GetAtoms()]
-    side = np.array([at is not None and at.GetName().strip() not in _BACKBONE for at in names]) & (pocket.kind < CAP)
+    side = np.array([_of_side_chain(a) for a in pocket.mol.GetAtoms()]) & (pocket.kind < CAP)
+    cut = side & [any(b.GetPDBResidueInfo() is None for b in a.GetNeighbors()) for a in pocket.mol.GetAtoms()]
+    side &= ~np.isin(pocket.residue, pocket.residue[cut])
     near = side & (np.linalg.norm(pocket.positions[:, None] - points_of(site), axis=2).min(1) < radius)
     atoms = np.flatnonzero(side & np.isin(pocket.residue, np.unique(pocket.residue[near])))
     if not len(atoms):
         raise IncompatibleError(f"no side chain is within {radius:g} Angstrom of the site: ask for a larger radius.")
     return Flexible(atoms, float(limit))
+
+
+def _of_side_chain(atom: Chem.Atom) -> bool:
+    at = atom.GetPDBResidueInfo()  # caps of cut bonds have none
+    return at is not None and at.GetName().strip() not in _BACKBONE
 
 
 class PocketLaw:
