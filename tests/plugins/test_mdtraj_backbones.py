@@ -123,6 +123,8 @@ def test_what_mdtraj_writes_is_read(tmp_path, ending):
     geometry = chain(descriptor, 2)
     trajectory = to_trajectory(geometry, descriptor)
     path = tmp_path / f"x{ending}"
+    if ending == ".cif" and not hasattr(trajectory, "save_cif"):
+        pytest.skip("MDTraj writes mmCIF since 1.11")
     trajectory.save_cif(str(path), keepIds=True) if ending == ".cif" else trajectory.save(str(path))
     back = read_backbones(path, trajectory.topology if ending == ".xtc" else None)
     torch.testing.assert_close(back.geometry.positions, geometry.positions, atol=6e-3, rtol=0)
