@@ -68,6 +68,8 @@ def sample(
 ) -> None:
     """Draw independent structures, with their exact weights where the model has an energy.
 
+    Molecules are written as they come; the same command goes on with a run that was cut off.
+
     Example: dig-plugins sample alanine-dipeptide -n 10000 --out ala.xtc
     """
     from ..tasks import sample as run

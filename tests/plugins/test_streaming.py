@@ -152,10 +152,10 @@ def test_a_run_of_other_settings_is_left_alone(tmp_path, monkeypatch):
 def test_the_verb_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(stream._Run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        tasks.sample(NAME, 12, tmp_path / "a.xtc", steps=4, progress=False)
+        tasks.sample(NAME, 12, tmp_path / "a.xtc", steps=4, progress=False, report=False)
     monkeypatch.undo()
     monkeypatch.setattr(stream._Run, "keep", None)  # all that was to be drawn is there
-    found = tasks.sample(NAME, 12, tmp_path / "a.xtc", steps=4, progress=False)
+    found = tasks.sample(NAME, 12, tmp_path / "a.xtc", steps=4, progress=False, report=False)
     monkeypatch.undo()
     assert set(files(tmp_path)) == {"a.xtc", "a.pdb", "a.npz", "a.json"}
     again = sample(NAME, 12, seed=found.record["seed"], steps=4, progress=False)
