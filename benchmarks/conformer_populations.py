@@ -2,7 +2,7 @@
 
 Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. What a molecule gave is kept in
 runs/conformers-populations (DIG_POPULATIONS names another place), two files each. Molecules can be made side by side: --molecule NAME
-makes one, --workers N all of them in N processes.
+makes one, --workers N all of them in N processes, --workers N SECONDS with references cut short at the end of so much time.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ KEPT = Path(os.environ.get("DIG_POPULATIONS", HERE.parent / "runs" / "conformers
 MOLECULES, LARGEST = 20, 35
 TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 100.0, 30.0, 12.0
 """Processor seconds of a molecule: the network's steps, the reference, molecular dynamics, chains without a network."""
+LIMIT = math.inf
+"""time.monotonic() by when references have to be done."""
 DRAWS = 16_384
 WALKERS = 200
 FEW = 0.02
@@ -131,8 +133,10 @@ def referred(mol: Chem.Mol, options: Options) -> dict:
     """Parallel tempering and molecular dynamics of the same energy."""
     energy = MMFFEnergy(mol, 300.0)
     wells = conformer_wells(mol, seed=options.seed + 100, conformers=options.size(200, 20), refinements=0)
-    tempering, end = tempered(wells, energy, mol, options.size(int(TEMPERING), 2), options.seed)
-    return {"tempering": tempering, "dynamics": dynamics(mol, end, options.size(int(DYNAMICS), 1), options.seed)}
+    left = LIMIT - time.monotonic()
+    short = max(0.1, min(1.0, left / (TEMPERING + DYNAMICS)))
+    tempering, end = tempered(wells, energy, mol, short * options.size(int(TEMPERING), 2), options.seed)
+    return {"tempering": tempering, "dynamics": dynamics(mol, end, short * options.size(int(DYNAMICS), 1), options.seed)}
 
 
 PARTS = {"model": modelled, "reference": referred}
@@ -267,7 +271,8 @@ if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "--molecule":
         for kind in PARTS:
             part(kind, sys.argv[2], chosen()[sys.argv[2]], Options())
-    elif len(sys.argv) == 3 and sys.argv[1] == "--workers":
+    elif len(sys.argv) in (3, 4) and sys.argv[1] == "--workers":
+        LIMIT = time.monotonic() + float(sys.argv[3]) if len(sys.argv) == 4 else LIMIT
         side_by_side(int(sys.argv[2]), Options())
     else:
         command_line(__doc__, "conformer_populations", measure)
