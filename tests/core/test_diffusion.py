@@ -58,6 +58,17 @@ def test_process(process):
     check_process(process)
 
 
+@pytest.mark.parametrize("process", ALL_PROCESSES, ids=name_of)
+def test_along_a_grid_a_process_is_the_same(process):
+    """At times on it, asked twice, off it, and many at once."""
+    grid = torch.linspace(0, 1, 5, dtype=DOUBLE)
+    tabulated = Joint(x=process).tabulated(grid)["x"]
+    for s, t in [(grid[1:2], grid[3:4])] * 2 + [(times(0.3), times(0.7)), (grid[:3], grid[1:4])]:
+        for call, given in (("levels", (t,)), ("scale", (t,)), ("between", (s, t))):
+            for found, plain in zip(getattr(tabulated, call)(*given), getattr(process, call)(*given), strict=True):
+                assert torch.equal(found, plain)
+
+
 def test_the_end_of_noise_is_judged_in_total_and_by_the_data():
     """A twentieth of a nat a dimension is far too much of 600; points that each end a little off may be of a law that does not."""
     check_process(Diffusion(Euclidean(200), LogSNR(4.5, -4.0)))

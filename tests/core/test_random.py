@@ -52,6 +52,15 @@ def test_numbers_do_not_depend_on_how_many_are_made_ahead(block, monkeypatch):
     assert torch.equal(torch.cat([rng.normal(n) for n in (7, 1, 30, 4962)], dim=1), expected)
 
 
+def test_reserved_numbers_are_the_same():
+    rng, plain = Streams(SEED, range(3)), Streams(SEED, range(3))
+    first = rng.normal(7)
+    rng.reserve(3000)
+    rng.reserve(20)
+    found = torch.cat([first, *(rng.normal(n) for n in (1000, 1999, 1, 700))], dim=1)
+    assert torch.equal(found, plain.normal(3707))
+
+
 def test_shape_only_arranges_the_same_numbers():
     assert torch.equal(Streams(SEED, range(2)).normal(4, 5).flatten(1), Streams(SEED, range(2)).normal(20))
 

@@ -79,6 +79,11 @@ def test_a_part_of_the_samples(workers):
     assert len(parts[0]) == 3 and same(tuple(parts[0]), tuple(parts[1]))
 
 
+def test_weighing_goes_on_from_any_batch():
+    whole, rest = (list(weighed(made().proposal(), ENERGY, 21 - start, seed=4, batch=8, start=start)) for start in (0, 8))
+    assert same(tuple(whole[1:]), tuple(rest)) and sum(len(part.u) for part in rest) == 13
+
+
 @pytest.mark.parametrize("n", [1, 8, 21])
 def test_weighed_proposals_of_two_processes_are_those_of_one(workers, n):
     proposal = made().proposal(paths=2)
