@@ -40,7 +40,7 @@ _TILES = {
     "longest_rejection_run": ("longest run of rejections", "{:d}"),
     "spread_log_weight": ("spread of log weights", "{:.2f}"),
     "whole": ("whole structures", "{:d}"),
-    "evaluations": ("energy evaluations", "{:d}"),
+    "evaluations": ("energy evaluations", "{:,d}"),
     "proposals_per_second": ("proposals a second", "{:.0f}"),
     "temperature_K": ("temperature", "{:g} K"),
     "seconds": ("wall time", "{:.1f} s"),

@@ -77,6 +77,7 @@ def along(ax: Axes, lines: dict[str, np.ndarray], ylabel: str, broken: np.ndarra
         ax.plot(np.flatnonzero(broken), np.zeros(int(broken.sum())), "x", color=GREY, label="broken or clashing")
     ax.set(xlabel="frame", ylabel=ylabel, xlim=(-0.3, n - 0.7))
     ax.margins(y=0.12)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1 or broken is not None:
         ax.legend(fontsize="small", framealpha=0.9)
 

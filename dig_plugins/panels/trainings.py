@@ -53,4 +53,5 @@ def annealing(ax: Axes, rungs: Sequence[Mapping]) -> None:
     for key, (label, style, colour) in _LINES.items():
         if rungs and key in rungs[0]:
             ax.plot(numbers, [rung[key] for rung in rungs], style, ms=3, color=colour, label=label)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize="small", framealpha=0.9)

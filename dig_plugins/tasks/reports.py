@@ -152,15 +152,10 @@ def training_report(out: Path, record: dict) -> Report:
         if rungs := stage.get("rungs"):
             said = "From the prior to the energy, a rung at a time. An effective size near nothing at the end means that states are lost."
             panels.append(Panel("Annealing", _later(annealing, rungs), said, wide=True))
-    rows = [
-        (stage.get("stage", "summary"), key, fact(record, f"history.{k}.{key}", "{:,}" if isinstance(value, int) else "{:.3g}"))
-        for k, stage in enumerate(record["history"])
-        for key, value in stage.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
     verdict = None if record["finished"] else (False, "This training was interrupted: run the same command again to go on.")
-    tables = {"Stages": Table(("stage", "", "what it recorded"), rows)} if rows else {}
-    return Report(f"Training in {out.name}", panels, verdict=verdict, tables=tables)
+    of = next((record[key] for key in ("molecule", "composition", "adsorbate", "structure", "files") if record.get(key)), out.name)
+    of = ", ".join(map(str, of)) if isinstance(of, list) else of
+    return Report(f"Training on {of}", panels, verdict=verdict, tables={"Stages": _stages(record)} if record["history"] else {})
 
 
 def validation_report(asked: Subject, found: Any, record: dict) -> Report:
@@ -220,6 +215,19 @@ def _energies(energies: np.ndarray, log_weights: np.ndarray, unit: str) -> list[
         return []
     sets = {"equilibrium": (energies[finite], normalised_weights(log_weights[finite])), "as proposed": (energies[finite], None)}
     return energy_panel(sets, "Weighted, which is the equilibrium, beside what the model proposes.", unit)
+
+
+def _stages(record: dict) -> Table:
+    """A row a stage, a column for each number that any of them recorded."""
+    history = record["history"]
+    numbers = [{key for key, value in stage.items() if isinstance(value, (int, float))} for stage in history]
+    keys = [key for key in dict.fromkeys(key for stage in history for key in stage) if any(key in held for held in numbers)]
+
+    def cell(k: int, key: str) -> object:
+        whole = isinstance(history[k].get(key), int)
+        return fact(record, f"history.{k}.{key}", "{:,}" if whole else "{:.3g}") if key in numbers[k] else ""
+
+    return Table(("stage", *keys), [(stage.get("stage", "all"), *(cell(k, key) for key in keys)) for k, stage in enumerate(history)])
 
 
 def _populations(record: dict) -> Table:

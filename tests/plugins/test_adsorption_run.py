@@ -44,7 +44,9 @@ def test_files_agree_and_can_be_read_again(call, tmp_path):
     code, out, err = call("adsorb", "slab.traj", "--adsorbate", "CO", "-n", "24", "--out", "run", "--seed", "1")
     assert code == 0, err
     where = tmp_path / "run"
-    assert {p.name for p in where.iterdir()} == {"samples.extxyz", "sites.md", "sites.json", "map.png", "run.json", "report.html", "report.png"}
+    assert {p.name for p in where.iterdir()} == {
+        "samples.extxyz", "sites.md", "sites.json", "map.png", "run.json", "report.html", "report.png",
+    }  # fmt: skip
     summary, ensemble = json.loads((where / "run.json").read_text()), AdsorptionEnsemble.read(where / "samples.extxyz")
     assert len(ensemble) == summary["samples"] == 24 and summary["seed"] == 1 and summary["correction"] == "none"
     assert summary["model"] == NAME and summary["model_sha256"] == models.index()[NAME]["sha256"]

@@ -108,7 +108,7 @@ def test_report_is_one_page_with_its_figure(demonstration):
 @needs_model
 def test_no_time_at_all_is_one_block(call, tmp_path):
     pytest.importorskip("openmm")
-    code, out, err = call("demo", "--out", "d", "--seconds", "1e-6", "--seed", "3")
+    code, out, err = call("demo", "--out", "d", "--seconds", "1e-6", "--seed", "3", "--report")
     assert code == 0, err
     held = json.loads((tmp_path / "d" / "run.json").read_text())
     assert held["proposals"] > 0 and held["plain_md"]["picoseconds"] > 0 and str(Path("d") / "report.html") in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import dig_plugins
 from dig_plugins import cli
+from tests.plugins.pages import browse, browser, looks_right, says_what_the_record_says, self_contained
 
 PAGE = Path(dig_plugins.__file__).parents[1] / "docs" / "command-line.md"
 FENCE = re.compile(r"(?:<!-- (only shown|long): [^>]+? -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,11 +52,28 @@ def carry_out(lines: list[str], monkeypatch, where: Path) -> None:
         assert not stopped.value.code, line
 
 
+def reports_of(where: Path) -> list[Path]:
+    """One beside every record, which says what the record says, loads nothing, and looks right in a browser where there is one."""
+    records = [*where.rglob("run.json"), *(file for file in where.glob("*.json") if "schema" in json.loads(file.read_text()))]
+    found = []
+    for record in records:
+        page = record.with_name("report.html") if record.name == "run.json" else record.with_suffix(".html")
+        says_what_the_record_says(self_contained(page), json.loads(record.read_text()))
+        assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        found.append(page)
+    for shown in browse(found) if browser() else []:
+        looks_right(shown)
+    return found
+
+
 @pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not here")
 def test_commands_of_the_page(monkeypatch, tmp_path):
     lines = commands("")
     assert len(lines) >= 10
     carry_out(lines, monkeypatch, tmp_path)
+    assert {page.stem if page.stem != "report" else page.parent.name for page in reports_of(tmp_path)} == {
+        "ala", "density", "validation", "carbon", "chain", "path", "designs", "co",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -66,3 +85,4 @@ def test_trainings_of_the_page(monkeypatch, tmp_path):
     names = {path.parent.name for path in tmp_path.glob("*/model.safetensors")}
     assert names == {"mine", "ethane", "protein", "hydrogen", "crystals"}
     assert {path.parent.name for path in tmp_path.glob("*/run.json")} == names
+    assert names < {page.parent.name for page in reports_of(tmp_path)}

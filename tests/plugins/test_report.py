@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -23,68 +21,19 @@ from dig_plugins import panels, report
 from dig_plugins.panels import new_figure
 from dig_plugins.scene import Scene, bonds_of, superposed
 from dig_plugins.weighing import acceptance_panels, energy_panel, weight_panels
+from tests.plugins.pages import (
+    BROWSERS,
+    PICTURE,
+    Page,
+    browse,
+    browser,
+    looks_right,
+    says_what_the_record_says,
+    self_contained,
+)
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "img", "br", "input"}
-PICTURE = "data:image/png;base64,"
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page, and the text of what names a key of the record; every tag must be closed in its turn."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.open, self.tags, self.text, self.keyed, self.key = [], [], "", [], None
-        self.feed(path.read_text(encoding="utf-8"))
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        self.key = attributes.get("data-key")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.key = None
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data
-        if self.key:
-            self.keyed.append((self.key, data))
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def assert_self_contained(path: Path) -> Page:
-    """Nothing is loaded from anywhere, and the browser is told so."""
-    page, text = Page(path), re.sub(rf"{PICTURE}[^\"]*", "", path.read_text(encoding="utf-8"))
-    assert not page.all("link") and not re.search(r"url\(|@import", text)
-    assert all(image["src"].startswith(PICTURE) for image in page.all("img"))
-    assert not [attributes for _, attributes in page.tags if {"href", "srcset", "data"} & set(attributes)]
-    assert not [attributes for attributes in page.all("script") if "src" in attributes]
-    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    return page
-
-
-def assert_says_what_the_record_says(page: Page, record: dict) -> None:
-    """What the page shows of a key is what the record holds there, to the digits that are shown."""
-    assert page.keyed
-    for key, shown in page.keyed:
-        value = record
-        for part in key.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        if shown in (str(value), "-"):
-            continue
-        (number,) = re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", shown)
-        decimals = len(number.partition(".")[2].partition("e")[0])
-        scale = 100 if "%" in shown else 1
-        assert abs(scale * value - float(number)) <= 0.5000001 * 10**-decimals or f"{value:g}" in shown, (key, shown, value)
 
 
 @pytest.fixture
@@ -111,7 +60,7 @@ def made(rng) -> tuple[report.Report, dict]:
 def test_a_report_is_complete_and_self_contained(made, tmp_path):
     path = report.write_report(tmp_path / "new", *made)
     assert sorted(p.name for p in path.parent.iterdir()) == ["report.html", "report.png"]
-    page = assert_self_contained(path)
+    page = self_contained(path)
     images = page.all("img")
     assert len(images) == 4 and all(base64.b64decode(one["src"].removeprefix(PICTURE)).startswith(PNG) for one in images)
     assert (path.parent / "report.png").read_bytes().startswith(PNG)
@@ -124,13 +73,13 @@ def test_a_report_is_complete_and_self_contained(made, tmp_path):
 
 def test_a_page_says_what_the_record_says(made, tmp_path):
     page = Page(report.write_report(tmp_path, *made))
-    assert_says_what_the_record_says(page, made[1])
+    says_what_the_record_says(page, made[1])
     shown = dict(page.keyed)
     assert shown["seed"] == "77" and {text for key, text in page.keyed if key == "gone"} == {"-", "None"}
     assert "1000 entries, in run.json" in page.text
     wrong = {**made[1], "seed": 78}
     with pytest.raises(AssertionError, match="seed"):
-        assert_says_what_the_record_says(page, wrong)
+        says_what_the_record_says(page, wrong)
 
 
 def test_a_report_stands_beside_its_record_and_replaces_an_older_one(made, tmp_path):
@@ -159,6 +108,25 @@ def test_without_matplotlib_the_page_says_so(made, tmp_path, monkeypatch):
     page = Page(report.write_report(tmp_path, *made))
     assert not page.all("img") and "dig-plugins[viz]" in page.text and page.all("canvas")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.skipif(browser() is None, reason=f"no browser is installed: none of {', '.join(BROWSERS)} is on PATH")
+def test_a_browser_shows_it(made, tmp_path):
+    """Without errors, every figure with a size, structures that turn; and it finds what is wrong with pages that are."""
+    good = report.write_report(tmp_path / "good", *made)
+    text = good.read_text(encoding="utf-8")
+    pages = {
+        "good": text, "script": text.replace('"use strict";', '"use strict"; absent();'),
+        "image": text.replace(PICTURE, PICTURE + "AAAA"), "network": text.replace("<body>", '<body><img src="https://example.org/a.png">'),
+    }  # fmt: skip
+    for name, words in pages.items():
+        (tmp_path / f"{name}.html").write_text(words, encoding="utf-8")
+    found = dict(zip(pages, browse([tmp_path / f"{name}.html" for name in pages]), strict=True))
+    looks_right(found["good"])
+    assert len(found["good"]["images"]) == 4 and [scene["frames"] for scene in found["good"]["scenes"]] == [4]
+    for name in ("script", "image", "network"):
+        with pytest.raises(AssertionError):
+            looks_right(found[name])
 
 
 # Structures --------------------------------------------------------------------------------------------------------------
