@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,12 +15,13 @@ from ..energy import Energy
 from ..montecarlo.wells import Wells
 from ..types import State
 from .draws import resampled, target_law
+from .fit import Progress, Task
 from .losses import Frames
 
 if TYPE_CHECKING:
     from ..dig import DiG
 
-__all__ = ["Chains", "equilibrium", "harmonic", "log_target", "log_target_and_slope", "refined", "reweighed"]
+__all__ = ["Chains", "Equilibrium", "Harvest", "equilibrium", "harmonic", "log_target", "log_target_and_slope", "refined", "reweighed"]
 
 _STEP = 1e-3
 _SOFT = 0.3  # in units of 1 / width^2: what is softer is taken to be as wide as this
@@ -179,6 +182,26 @@ def equilibrium(
     state, force = ({name: x.float() for name, x in wells.state(part).items()} for part in (points, slope))
     spent = 5 * chains + (settle + moves) * chains * 5 // 4
     return Equilibrium(Frames(state, force), wells, sum(accepted) / max(1, len(accepted)), spent)
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Stage: frames of the target by chains of ``wells``, :func:`equilibrium`; for systems whose basins are known."""
+
+    wells: Wells
+    chains: int = 1000
+    settle: int = 60
+    moves: int = 200
+    stride: int = 4
+    name: str = field(default="wells", init=False)
+
+    def run(self, progress: Progress, task: Task) -> Progress:
+        """``progress`` with frames of the target and their forces; the model is left as it is."""
+        sizes = {name: getattr(self, name) for name in ("chains", "settle", "moves", "stride")}
+        found = equilibrium(self.wells, task.needed_energy(), torch.Generator().manual_seed(task.seed), **sizes)
+        row = {"stage": self.name, "frames": len(found.frames), "wells": len(self.wells), "acceptance": found.acceptance}
+        spent = progress.evaluations + found.evaluations
+        return dataclasses.replace(progress, frames=found.frames, evaluations=spent, history=[*progress.history, row])
 
 
 class Chains(NamedTuple):

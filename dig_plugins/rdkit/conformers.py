@@ -14,6 +14,7 @@ from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError
 from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weights
 from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool
+from dig_core.montecarlo.proposals import Proposal
 from dig_core.random import Streams, as_seed
 from dig_core.types import Geometry
 
@@ -25,6 +26,7 @@ from .ensemble import ConformerEnsemble
 from .given import check_energy
 from .training import fit_molecule
 from .transfer import on_molecule
+from .wells import conformer_wells
 
 __all__ = ["CORRECTIONS", "check_model", "sample_conformers"]
 
@@ -52,8 +54,9 @@ def sample_conformers(
     Parameters
     ----------
     mol: with all hydrogens and stereochemistry.
-    model: a DiG of this molecule or its file, trained for ``budget`` first if None (keep it: :func:`.training.fit_molecule`); or
-        ``"conformers"``, the shipped model of any molecule, whose conformers are worth less.
+    model: a DiG of this molecule or its file, trained for ``budget`` first if None (keep it: :func:`.training.fit_molecule`);
+        ``"conformers"``, the shipped model of any molecule, whose conformers are worth less; ``"wells"``, normal laws about its minima
+        instead of a model, made anew in seconds (:func:`.wells.conformer_wells`).
     correct: ``"reweight"``, independent conformers with raw weights exp(-E/kT) / q; ``"mc"``, a Metropolis chain on the model's proposals,
         conformers of equal weight, repeats included; None, the model's own law, whatever it is.
     energy: E/kT at this temperature of the molecule's atoms in their order, such as ``OpenMMEnergy(System, temperature)`` of
@@ -72,14 +75,19 @@ def sample_conformers(
     seed = as_seed(seed)
     if model is None:
         model = fit_molecule(mol, temperature, energy=energy, variant=variant, budget=budget, seed=seed, progress=progress).dig
-    dig = on_molecule(model if isinstance(model, DiG) else models.load(model), mol)
-    check_model(dig, mol, temperature, variant if energy is None else None)
+    proposal: Proposal
+    if isinstance(model, str) and model == "wells":
+        proposal = conformer_wells(mol, temperature, energy=energy, variant=variant, seed=seed)
+    else:
+        dig = on_molecule(model if isinstance(model, DiG) else models.load(model), mol)
+        check_model(dig, mol, temperature, variant if energy is None else None)
+        proposal = dig.proposal(steps=steps)
     energy = MMFFEnergy(mol, temperature, variant=variant) if energy is None else check_energy(energy, temperature)
     if correct == "mc":
-        found, acceptance = _chain(dig, energy, n, seed, steps, batch)
+        found, acceptance = _chain(proposal, energy, n, seed, batch)
         log_weight = np.zeros(n)
     else:
-        found = Pool(dig.proposal(steps=steps), energy, seed=seed, batch=min(batch, n)).take(n)
+        found = Pool(proposal, energy, seed=seed, batch=min(batch, n)).take(n)
         acceptance = metropolis_acceptance(found.log_weight) if n > 1 else math.nan
         log_weight = found.log_weight if correct else np.where(found.reason == 0, 0.0, -np.inf)
     numbers = {"energy": found.u * reduced_unit(temperature), "log_q": found.log_q, "log_weight": log_weight}
@@ -110,12 +118,11 @@ def check_model(dig: DiG, mol: Chem.Mol, temperature: float, variant: str | None
         raise IncompatibleError(f"the model {dig.card.name!r} has other bonds than the molecule: keep its order of atoms.")
 
 
-def _chain(dig: DiG, energy: Energy, n: int, seed: int, steps: int | None, batch: int) -> tuple[Candidates, float]:
+def _chain(proposal: Proposal, energy: Energy, n: int, seed: int, batch: int) -> tuple[Candidates, float]:
     """The state of a chain after each of ``n`` proposals, and the fraction of them that it accepted.
 
     It starts at one of ``batch`` proposals, drawn by their weights: nearly in equilibrium.
     """
-    proposal = dig.proposal(steps=steps)
     first = Pool(proposal, energy, seed=seed, batch=batch, start=_BURN_IN * batch).take(batch)
     chosen = int(Streams.chain(seed, 2**62).choice(batch, p=normalised_weights(first.log_weight)))
     chain = MonteCarlo(proposal, energy, Geometry(torch.from_numpy(first.positions[chosen : chosen + 1])), seed=seed, batch=min(batch, n))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dig_core.coordinates import Internal
 from dig_core.dig import Card, DiG
+from dig_core.energy import Energy
+from dig_core.errors import StateError
 from dig_core.montecarlo.wells import Wells
 from dig_core.random import as_seed
 from dig_core.training.frames import frames_of
@@ -20,11 +22,12 @@ from .convert import describe, embed, reference_structure, to_geometry
 from .coordinates import internal_coordinates
 from .energy import MMFFEnergy
 from .facts import stereo_centres
+from .given import check_energy, name_of
 from .minima import minimised
 
-__all__ = ["conformer_wells", "symmetric_copies"]
+__all__ = ["conformer_wells", "symmetric_copies", "wells_of"]
 
-_MOST, _MAPPINGS = 300, 4000
+_MAPPINGS = 4000
 _FAINT = -12.0  # log share of the heaviest well: lighter ones are left out
 
 
@@ -32,39 +35,62 @@ def conformer_wells(
     mol: Chem.Mol,
     temperature: float = 300.0,
     *,
+    energy: Energy | None = None,
     variant: str = "MMFF94s",
     conformers: int = 200,
-    window: float = 6.0,
     refinements: int = 2,
     seed: int | None = None,
 ) -> Wells:
     """A proposal of independent conformers whose density is known, made in seconds: Monte Carlo with it is exact, however good it is.
 
-    Distance geometry gives ``conformers``, which are minimised; symmetry (equivalent atoms exchanged; the mirror image where no
-    stereocentre forbids it) completes the minima within ``window`` kcal/mol. Each gets its harmonic law at ``temperature`` K, in internal
-    coordinates, its middle and widths then corrected ``refinements`` times by the energy around it.
+    Distance geometry gives ``conformers``, which :func:`wells_of` makes wells of, with ``refinements``; ``energy`` as of
+    :func:`.training.fit_molecule`.
 
     Raises as :func:`.training.fit_molecule`.
     """
-    seed = as_seed(seed) % 2**31
+    seed = as_seed(seed)
     if not any(c.Is3D() for c in mol.GetConformers()):
         mol = reference_structure(mol, seed=seed)
+    called, energy = (f"{variant} (RDKit)", None) if energy is None else (name_of(energy), check_energy(energy, temperature))
     rough = embed(mol, conformers, seed=seed)
-    coordinates, descriptor = internal_coordinates(mol, to_geometry(rough), temperature, variant), describe(mol)
-    energy, rng = MMFFEnergy(mol, temperature, variant=variant), torch.Generator().manual_seed(seed)
-    card = Card(name="wells", system=Chem.MolToSmiles(Chem.RemoveHs(mol)), energy=f"{variant} (RDKit)", temperature=float(temperature))
-    dig = DiG(internal_model(coordinates, width=8, blocks=1), coordinates, descriptor, card)
+    coordinates = internal_coordinates(mol, to_geometry(rough), temperature, variant)
+    card = Card(name="wells", system=Chem.MolToSmiles(Chem.RemoveHs(mol)), energy=called, temperature=float(temperature))
+    dig = DiG(internal_model(coordinates, width=8, blocks=1), coordinates, describe(mol), card)
+    energy = energy or MMFFEnergy(mol, temperature, variant=variant)
+    return wells_of(dig, rough, energy, variant=variant, refinements=refinements, seed=seed)
+
+
+def wells_of(
+    dig: DiG,
+    rough: Chem.Mol,
+    energy: Energy,
+    *,
+    variant: str = "MMFF94s",
+    most: int = 300,
+    window: float = 6.0,
+    refinements: int = 2,
+    seed: int = 0,
+) -> Wells:
+    """A normal law in the internal coordinates of ``dig`` about each minimum that the conformers of ``rough`` lead to.
+
+    They are minimised with MMFF94; symmetry (equivalent atoms exchanged, and the mirror image where no stereocentre forbids it) completes
+    the minima within ``window`` kcal/mol, of which the lowest ``most`` are kept. Each gets its harmonic law under ``energy``, middle and
+    widths then corrected ``refinements`` times by the energy around it.
+    """
+    coordinates, rng = dig.coordinates, torch.Generator().manual_seed(seed % 2**31)
     low, found = minimised(rough, variant)
-    positions, energies, fixed = to_geometry(low).positions, torch.from_numpy(found), ~_pyramids(mol, coordinates)
+    positions, energies, fixed = to_geometry(low).positions, torch.from_numpy(found), ~_pyramids(rough, coordinates)
     for copied in (False, True):
         if copied:
-            positions = symmetric_copies(mol, positions)
+            positions = symmetric_copies(rough, positions)
             energies = energies.repeat_interleave(positions.shape[1])
             positions = positions.flatten(0, 1)
-        frames = frames_of(coordinates, descriptor, Geometry(positions))
-        sound = coordinates.valid(frames.state, descriptor) & (frames.state["shape"][:, fixed].abs() < FAR).all(1)
+        frames = frames_of(coordinates, dig.descriptor, Geometry(positions))
+        sound = coordinates.valid(frames.state, dig.descriptor) & (frames.state["shape"][:, fixed].abs() < FAR).all(1)
+        if not bool(sound.any()):
+            raise StateError("no minimum that the coordinates describe: give a reference structure that MMFF94 leaves as it is.")
         chosen = (sound & (energies < energies[sound].min() + window)).nonzero()[:, 0]
-        chosen = chosen[distinct(frames.take(chosen), energies[chosen])[:_MOST]]
+        chosen = chosen[distinct(frames.take(chosen), energies[chosen])[:most]]
         positions, energies = positions[chosen], energies[chosen]
     wells = harmonic(dig, energy, {name: x.double() for name, x in frames.take(chosen).state.items()})
     kept = wells.log_weight > wells.log_weight.max() + _FAINT
