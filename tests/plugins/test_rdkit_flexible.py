@@ -266,7 +266,7 @@ def test_hybrid_moves_along_softness_equilibrate_soon(site):
         excess.append(float(energy(Geometry(torch.from_numpy(x[None])))) - float(low.after))
     dof = 3 * int(mobile.sum())
     assert moves.step == step > 0.1 and moves.accepted > 0.5 * moves.proposed
-    assert np.mean(excess) / (0.5 * dof) == pytest.approx(1.0, abs=0.15)
+    assert np.mean(excess) / (0.5 * dof) == pytest.approx(1.0, abs=0.3)
 
 
 def test_moves_mixed_are_exact():

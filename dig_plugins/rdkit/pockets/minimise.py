@@ -55,14 +55,13 @@ def relax(positions: Tensor, energy: Energy, *, steps: int = 200, restraint: flo
 
 
 def hessian(energy: Energy, positions: Tensor, atoms: Tensor) -> Tensor:
-    """(3M, 3M) kT/Angstrom^2: second derivatives along ``atoms`` (M,), numbers, of one structure (N, 3), from 6M gradients."""
-    rows = []
+    """(3M, 3M) kT/Angstrom^2: second derivatives along ``atoms`` (M,), numbers, of a structure (N, 3), from 3M gradients beside its own."""
+    place, rows = positions.double()[None], []
+    here = energy_and_gradient(energy, Geometry(place))[1][0, atoms].flatten()
     for atom in atoms.tolist():
         for axis in range(3):
-            pair = positions.double().repeat(2, 1, 1)
-            pair[0, atom, axis] += _STEP
-            pair[1, atom, axis] -= _STEP
-            slope = energy_and_gradient(energy, Geometry(pair))[1][:, atoms].flatten(1)
-            rows.append((slope[0] - slope[1]) / (2 * _STEP))
+            moved = place.clone()
+            moved[0, atom, axis] += _STEP
+            rows.append((energy_and_gradient(energy, Geometry(moved))[1][0, atoms].flatten() - here) / _STEP)
     found = torch.stack(rows)
     return 0.5 * (found + found.T)

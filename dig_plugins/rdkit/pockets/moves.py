@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from .whole import Fixed
 __all__ = ["HybridMoves", "PoseMoves", "stiffness_factor"]
 
 _FIRST = 2**61  # streams of a chain from here on are these moves'
-_WANTED, _LONGER, _SHORTER = 0.5, 1.1, 0.8
+_WANTED = 0.7  # share of trajectories to accept
 _SOFT = 0.3  # Angstrom: the widest that steps take a direction for
 
 
@@ -44,6 +45,7 @@ class HybridMoves:
     factor: torch.Tensor | None = None
     proposed: int = 0
     accepted: int = 0
+    tuned: int = 0
 
     def __call__(self, positions: np.ndarray, block: int) -> np.ndarray:
         rng = Streams.chain(self.seed, _FIRST + block)
@@ -66,11 +68,11 @@ class HybridMoves:
         return x.numpy()
 
     def tune(self, positions: np.ndarray, block: int) -> np.ndarray:
-        """As a call, and a step longer or shorter afterwards as trajectories were accepted or not: before a chain counts, not within it."""
-        before = self.accepted
+        """As a call, and a longer step afterwards where trajectories were accepted, a shorter one where not, by less from time to time
+        (Robbins and Monro, doi:10.1214/aoms/1177729586): before a chain counts, not within it."""
+        before, self.tuned = self.accepted, self.tuned + 1
         found = self(positions, block)
-        share = (self.accepted - before) / self.count
-        self.step *= _LONGER if share > _WANTED else _SHORTER
+        self.step *= math.exp(((self.accepted - before) / self.count - _WANTED) / math.sqrt(self.tuned))
         return found
 
     def _pull(self, gradient: torch.Tensor) -> torch.Tensor:
