@@ -309,7 +309,12 @@ def test_a_damaged_model_stops_the_dynamics(models, name):
 def test_atoms_in_one_place_give_no_nan(models):
     positions = structures(1)[0]
     positions[1] = positions[0]
-    assert np.isfinite(evaluated(context_of(system_with(make_force(models["known"])), positions))[1]).all()
+    try:
+        forces = evaluated(context_of(system_with(make_force(models["known"])), positions))[1]
+    except openmm.OpenMMException as refused:  # of an angle there, older torch has a slope of nan
+        assert "atoms on top of each other" in str(refused)
+    else:
+        assert np.isfinite(forces).all()
 
 
 def test_errors_of_others_are_kept_and_explained(models, monkeypatch):
