@@ -27,19 +27,25 @@ def climb(
     """States (B, *shape) moved up to the modes of the density, smoothed by the noise of time ``t``; float64.
 
     A step replaces every state by the clean state expected there, which is mean shift with the noise as its kernel: no step
-    size, and modes much narrower than the noise are merged. At most ``iterations`` of them, or until no state moves by more than
-    ``tolerance`` of the noise. No energy is asked for anything. Raises IncompatibleError for a time outside (0, 1].
+    size, and modes much narrower than the noise are merged. A state stops once it moves by less than ``tolerance`` of the noise, or
+    after ``iterations`` steps. No energy is asked for anything. Raises IncompatibleError for a time outside (0, 1].
     """
     t = torch.as_tensor(t, dtype=torch.float64).reshape(1)
     if not 0 < float(t) <= 1:
         raise IncompatibleError(f"expected a noise time above 0, 1 at most, got {float(t):g}.")
-    state = {name: state[name].double() for name in model.process}
+    state = {name: state[name].double().clone() for name in model.process}
+    first = next(iter(state.values()))
+    moving = torch.arange(len(first), device=first.device)
     for _ in range(iterations):
-        noisy = {name: part.levels(t)[0] * state[name] for name, part in model.process.items()}
+        here = {name: x[moving] for name, x in state.items()}
+        noisy = {name: part.levels(t)[0] * here[name] for name, part in model.process.items()}
         higher = {name: x.double() for name, x in denoised(model, noisy, t, descriptor).items()}
-        moved = model.process.log(state, higher)
-        furthest = max(float((moved[name] / part.levels(t)[1]).abs().max()) for name, part in model.process.items())
-        state = higher
-        if furthest < tolerance:
+        moved = model.process.log(here, higher)
+        shares = [(moved[name] / part.levels(t)[1]).abs().flatten(1).amax(1) for name, part in model.process.items()]
+        for name, x in state.items():
+            x[moving] = higher[name]
+        # Most states arrive early: only those still on their way are asked for again.
+        moving = moving[torch.stack(shares).amax(0) >= tolerance]
+        if not len(moving):
             break
     return state

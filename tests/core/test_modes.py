@@ -49,3 +49,13 @@ def test_times_without_noise_are_refused(t):
     model = example_model(x=Diffusion(Euclidean(2), Geometric()))
     with pytest.raises(IncompatibleError, match="noise time"):
         climb(model, None, {"x": torch.zeros(1, 2)}, t)
+
+
+def test_a_state_climbs_alike_alone_and_in_company():
+    """States that have arrived are not asked for again: the others do not notice."""
+    law = GaussianMixture([0.3, 0.7], [[-1.0], [1.5]], [[0.1], [0.12]])
+    model = AnalyticScore(Joint(x=Diffusion(Euclidean(1), Geometric(0.02, 6.0))), {"x": law})
+    start = torch.tensor([-1.5, -1.0, 0.2, 1.5, 2.1], dtype=torch.float64)[:, None]
+    together = climb(model, None, {"x": start}, 0.1, iterations=300)["x"]
+    alone = torch.cat([climb(model, None, {"x": x[None]}, 0.1, iterations=300)["x"] for x in start])
+    assert torch.equal(together, alone)

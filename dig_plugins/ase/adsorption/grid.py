@@ -25,7 +25,7 @@ from .frame import SlabFrame, slab_frame
 from .mesh import label_at
 from .place import as_adsorbate, place_adsorbate
 from .plane import wrap
-from .relax import Counted, Relaxed, hessian, relax, relax_clean
+from .relax import STIFF, Counted, Relaxed, hessian, relax, relax_clean
 from .sites import Site, SiteSet
 from .symmetry import primitive_lattice
 
@@ -38,6 +38,7 @@ _JITTER = 0.03  # Angstrom, so that no start stays on a symmetric saddle
 _SHELL = 24  # distances to each element in a fingerprint
 _ONE_SITE = (0.25, 0.02)  # Angstrom, eV: closer than both is one site
 _SADDLE = -0.02  # eV/Angstrom^2
+_SOFT = 35.0  # eV/Angstrom^2, of a metal's surface as it is known before the first relaxation
 _TILTS = np.radians([0, 60, 120, 180])
 
 
@@ -92,10 +93,12 @@ def relaxed_sites(
     log=None,
     source: str,
     shares=None,
+    frugal: bool = False,
 ) -> SiteSet:
     """Relax every start and sort out where they end: the second half of a grid search, and of relaxing samples.
 
-    ``shares``: probabilities of the starts; those of the starts that end in one site are added up.
+    ``shares``: probabilities of the starts; those of the starts that end in one site are added up. ``frugal``: what one relaxation
+    has learned of the curvature is where the next begins, and a start that comes into a site that is there already ends in it.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     n = len(clean.atoms)
@@ -104,8 +107,13 @@ def relaxed_sites(
     ends: list[Relaxed] = []
     kept: list[float | None] = []
     labels, failures = [], 0
+    curvature: float | np.ndarray = _SOFT if frugal else STIFF
     for number, start in enumerate(tqdm(starts, desc=source, disable=None)):
-        end = relax(start, counted, fmax=fmax, steps=steps)
+        owner = _Owner(ends, table, anchor)
+        end = relax(start, counted, fmax=fmax, steps=steps, curvature=curvature, enough=owner if frugal else None)
+        if frugal and end is not None:
+            curvature = curvature if end.curvature is None else end.curvature
+            end = owner.found or end
         wrong = () if end is None else anomalies(start, end.atoms, clean.atoms)
         failures += end is None
         labels.append(wrong)
@@ -176,14 +184,9 @@ def _grouped(
     ends: list[Relaxed], shares: list[float | None], table: SiteSet, anchor: int, zero: float
 ) -> list[list[tuple[Site, Relaxed]]]:
     """Structures that are one site, symmetry included, the lowest of each first."""
-    n = len(table.slab)
     groups: list[list[tuple[Site, Relaxed]]] = []
     for end, share in sorted(zip(ends, shares, strict=True), key=lambda e: e[0].energy):
-        positions = end.atoms.positions[n:]
-        xy = table.frame.xy(positions[anchor])
-        positions = positions + table.frame.to_cartesian(wrap(xy, table.frame.lattice) - xy)
-        place = table.frame.xy(positions[anchor])
-        site = Site(place, positions[anchor], "", 0, energy=end.energy - zero, positions=positions, probability=share)
+        site = replace(_place(end.atoms, table, anchor), energy=end.energy - zero, probability=share)
         for group in groups:
             close = distances([site], [group[0][0]], table)[0, 0] < _ONE_SITE[0]
             if close and site.energy - group[0][0].energy < _ONE_SITE[1]:
@@ -192,6 +195,30 @@ def _grouped(
         else:
             groups.append([(site, end)])
     return groups
+
+
+def _place(atoms: Atoms, table: SiteSet, anchor: int) -> Site:
+    """Where the adsorbate is, inside the cell."""
+    positions = atoms.positions[len(table.slab) :]
+    xy = table.frame.xy(positions[anchor])
+    positions = positions + table.frame.to_cartesian(wrap(xy, table.frame.lattice) - xy)
+    return Site(table.frame.xy(positions[anchor]), positions[anchor], "", 0, positions=positions)
+
+
+class _Owner:
+    """Asked along a relaxation whether it is in a site already: ``found`` is then what has relaxed there before."""
+
+    def __init__(self, ends: list[Relaxed], table: SiteSet, anchor: int):
+        self.ends, self.table, self.anchor, self.found = [e for e in ends if e.converged], table, anchor, None
+
+    def __call__(self, atoms: Atoms) -> bool:
+        energy = atoms.get_potential_energy()
+        near = [end for end in self.ends if 0 <= energy - end.energy < _ONE_SITE[1]]
+        if near:
+            places = [_place(end.atoms, self.table, self.anchor) for end in near]
+            apart = distances([_place(atoms, self.table, self.anchor)], places, self.table)[0]
+            self.found = near[int(apart.argmin())] if apart.min() < _ONE_SITE[0] else None
+        return self.found is not None
 
 
 def _examined(group: list[tuple[Site, Relaxed]], table: SiteSet, counted: Counted, n: int) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,14 @@ from ase.optimize import BFGS
 
 from dig_core.errors import StateError
 
-__all__ = ["Counted", "Relaxed", "hessian", "relax", "relax_clean"]
+__all__ = ["STIFF", "Counted", "Relaxed", "hessian", "relax", "relax_clean"]
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
 """What calculators raise on one configuration; ASE's own errors are RuntimeErrors. Others are bugs, and travel on."""
+
+
+STIFF = 70.0
+"""eV/Angstrom^2 of every direction to begin with, unless something better is known: ASE's own, that of molecules."""
 
 
 class Counted(Calculator):
@@ -52,28 +57,43 @@ class Counted(Calculator):
 
 
 class Relaxed(NamedTuple):
-    """A structure where the optimiser stopped; ``energy`` eV; ``forces`` (N, 3) eV/Angstrom; ``converged`` if they are below fmax."""
+    """A structure where the optimiser stopped; ``energy`` eV; ``forces`` (N, 3) eV/Angstrom; ``converged`` if they are below fmax;
+    ``curvature`` (3N, 3N) eV/Angstrom^2 that the optimiser has gathered, None if it took no step."""
 
     atoms: Atoms
     energy: float
     forces: np.ndarray
     converged: bool
+    curvature: np.ndarray | None = None
 
 
-def relax(atoms: Atoms, calculator: Counted, *, fmax: float, steps: int) -> Relaxed | None:
-    """BFGS under the structure's own constraints, steps of 0.15 Angstrom at most; None if the calculator failed on the way."""
-    moved = atoms.copy()
+def relax(
+    atoms: Atoms, calculator: Counted, *, fmax: float, steps: int, curvature: float | np.ndarray = STIFF,
+    enough: Callable[[Atoms], bool] | None = None,
+) -> Relaxed | None:  # fmt: skip
+    """BFGS under the structure's own constraints, steps of 0.15 Angstrom at most; None if the calculator failed on the way.
+
+    Parameters
+    ----------
+    curvature: eV/Angstrom^2 to begin with, of every direction or as a (3N, 3N) matrix, such as that of a like relaxation before.
+    enough: asked of the structure after every step; where it says so the relaxation ends, unconverged.
+    """
+    moved, converged = atoms.copy(), False
     moved.calc = calculator
     try:
         with BFGS(moved, maxstep=0.15, logfile=None) as optimiser:
-            converged = optimiser.run(fmax=fmax, steps=steps)
+            optimiser.H0 = curvature * np.eye(3 * len(atoms)) if np.ndim(curvature) == 0 else np.array(curvature)
+            for converged in optimiser.irun(fmax=fmax, steps=steps):
+                if enough is not None and not converged and enough(moved):
+                    break
         energy, forces = float(moved.get_potential_energy()), moved.get_forces(apply_constraint=False)
     except StateError:
         return None
     moved.calc = None
     if not np.isfinite(moved.positions).all():
         return None
-    return Relaxed(moved, energy, forces, bool(converged))
+    # ASE has no matrix before the first step.
+    return Relaxed(moved, energy, forces, bool(converged), getattr(optimiser, "H", None))
 
 
 def relax_clean(slab: Atoms, calculator: Counted, *, fmax: float, steps: int) -> Relaxed:

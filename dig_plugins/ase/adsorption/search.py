@@ -20,12 +20,13 @@ from .sites import SiteSet
 
 __all__ = ["find_sites"]
 
-_RADIUS = 0.3  # Angstrom: what climbed closer than this is one site
+_RADIUS = 0.2  # Angstrom: what climbed closer than this is one site
+_CLIMBS = 200  # steps at most: a shallow mode is climbed slowly
 
 
 def find_sites(
     slab: Atoms, adsorbate, model: DiG | str | Path = "adsorb-general", *, n: int = 400, temperature: float = 1500.0,
-    cool: float = 600.0, width: float = 0.1, min_weight: float = 0.01, seed: int | None = None, normal=None,
+    cool: float = 600.0, width: float = 0.05, min_weight: float = 0.0025, seed: int | None = None, normal=None,
     anchor: int | None = None, yielding: bool = False, unseen: bool = False, batch: int = 512,
 ) -> SiteSet:  # fmt: skip
     """The sites of ``adsorbate`` on ``slab``, the most probable first, where its learned density has its maxima.
@@ -51,7 +52,8 @@ def find_sites(
     good = torch.as_tensor(hot.valid)
     for part in torch.as_tensor(hot.positions)[good].split(batch):
         state, _ = dig.coordinates.encode(Geometry(part), dig.descriptor)
-        tops.append(dig.coordinates.decode(climb(dig.model, dig.descriptor, state, t), dig.descriptor).positions)
+        top = climb(dig.model, dig.descriptor, state, t, iterations=_CLIMBS)
+        tops.append(dig.coordinates.decode(top, dig.descriptor).positions)
     positions = hot.positions.copy()
     positions[good.numpy()] = torch.cat(tops).numpy()
     source = f"modes at {cool:g} K of {dig.card.name}, from {n} structures at {temperature:g} K, seed {seed}"

@@ -170,6 +170,8 @@ class SiteSet:
         """The ``n`` most probable sites (all if None; of symmetric copies one), relaxed: energies, minima and saddles, calls, anomalies.
 
         ``calculator``: any ASE calculator; ``fmax`` eV/Angstrom and ``steps`` of BFGS; ``log``: text stream that gets a line a site.
+        Few calls are spent: a relaxation begins with the curvature that the last one has learned, and ends where it comes into a site
+        that is there already.
         Raises StateError where the calculator fails on the clean slab, IncompatibleError for sites without positions.
         """
         from .coverage import merged
@@ -184,7 +186,7 @@ class SiteSet:
         starts = [clean.atoms + Atoms(self.numbers, positions=site.positions) for site in chosen]
         return relaxed_sites(
             starts, clean, self.frame, counted, anchor=0, fmax=fmax, steps=steps, log=log, shares=[s.probability for s in chosen],
-            source=f"{len(starts)} relaxed sites of {self.source}",
+            frugal=True, source=f"{len(starts)} relaxed sites of {self.source}",
         )  # fmt: skip
 
     def write(self, path: str | Path) -> None:
