@@ -224,6 +224,11 @@ def test_one_flipped_bit_is_noticed(tmp_path):
     place.write_bytes(content)
     with pytest.raises(DiGError, match="sha256 differs"):
         read_tensors(place)
+    unsigned = bytes(content).replace(b'"sha256"', b'"sha252"')  # which would let the other pass
+    place.write_bytes(unsigned)
+    for read in (read_tensors, lambda path: from_bytes(path.read_bytes(), path)):
+        with pytest.raises(DiGError, match="sha256 differs"):
+            read(place)
 
 
 # Killed, interrupted, full -------------------------------------------------------------------------------------------------

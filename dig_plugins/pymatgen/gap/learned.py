@@ -16,7 +16,7 @@ from dig_core.errors import CheckpointError
 from dig_core.files import understood
 from dig_core.nn.embed import seeded
 from dig_core.nn.geometry import SOFTENING
-from dig_core.tensors import read_tensors, write_tensors
+from dig_core.tensors import from_bytes, write_tensors
 from dig_core.types import Geometry
 
 from .dftb import check_carbon
@@ -157,7 +157,7 @@ class LearnedGap(nn.Module):
         if not Path(path).is_file():
             raise CheckpointError(f"{path} is no gap network: expected a file that LearnedGap.save has written.")
         with understood(path, "is no gap network", "expected a file that LearnedGap.save has written"):
-            tensors, about = read_tensors(Path(path))
+            tensors, about = from_bytes(Path(path).read_bytes(), path)
             header = json.loads(about["gap"])
             network = GapNetwork(**header["config"])
             network.load_state_dict(tensors)
