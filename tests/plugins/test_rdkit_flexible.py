@@ -86,8 +86,18 @@ def test_side_chains_near_the_site_move_and_backbones_do_not(site):
     assert not np.isin(pocket.residue[alone.atoms], pocket.residue[found.atoms[0]]).any() and len(alone.atoms)
     with pytest.raises(IncompatibleError, match="larger radius"):
         side_chains(pocket, ligand, radius=0.1)
-    with pytest.raises(IncompatibleError, match="positive"):
+    with pytest.raises(IncompatibleError, match="positive radius"):
+        side_chains(pocket, ligand, radius=0.0)
+    with pytest.raises(IncompatibleError, match="positive limit"):
         side_chains(pocket, ligand, limit=0.0)
+
+
+@pytest.mark.parametrize("atoms", [[], [3, 3], [-1], [0.5], [[1, 2]]])
+def test_atoms_that_are_none_are_refused(site, atoms):
+    with pytest.raises(IncompatibleError, match="each once"):
+        Flexible(np.array(atoms))
+    with pytest.raises(IncompatibleError, match="no atom 9999"):
+        Tethered(ComplexEnergy(site[1], site[0]), Flexible(np.array([9999])), site[0], 300.0)
 
 
 def test_energy_of_both_is_that_in_a_fixed_pocket_but_for_a_constant(site):

@@ -29,11 +29,27 @@ _DISPLACED = 2**60  # streams from here on draw displacements
 @dataclass(frozen=True)
 class Flexible:
     """Atoms of a pocket that move: ``atoms`` (F,) their numbers in it; free up to ``limit`` Angstrom from where the file has them, held by
-    springs of ``stiffness`` kcal/mol/Angstrom^2 beyond."""
+    springs of ``stiffness`` kcal/mol/Angstrom^2 beyond.
+
+    IncompatibleError unless these are whole numbers, each once, and both constants are positive.
+    """
 
     atoms: np.ndarray
     limit: float = 1.0
     stiffness: float = 100.0
+
+    def __post_init__(self) -> None:
+        atoms = np.asarray(self.atoms)
+        if atoms.ndim != 1 or atoms.dtype.kind not in "iu" or not 0 < len(atoms) == len(np.unique(atoms)) or atoms.min() < 0:
+            raise IncompatibleError(f"expected numbers of atoms (F,), each once, got {atoms.dtype} {atoms.shape}: see side_chains.")
+        if self.limit <= 0 or self.stiffness <= 0:
+            raise IncompatibleError(f"expected a positive limit and stiffness, got {self.limit} and {self.stiffness}.")
+        object.__setattr__(self, "atoms", atoms.astype(np.int64))
+
+    def check(self, pocket: Pocket) -> None:
+        """IncompatibleError where the pocket has no such atoms."""
+        if self.atoms.max() >= len(pocket.positions):
+            raise IncompatibleError(f"the pocket has {len(pocket.positions)} atoms, numbered from 0: there is no atom {self.atoms.max()}.")
 
     def mobile(self, n_ligand: int, n_pocket: int) -> Tensor:
         """(L + P,) bool: the ligand's atoms and these."""
@@ -50,8 +66,8 @@ def side_chains(pocket: Pocket, site: Chem.Mol | np.ndarray, *, radius: float = 
     structure in the pocket, or points (M, 3) Angstrom. IncompatibleError where there is none, or for a radius or limit that is not
     positive.
     """
-    if radius <= 0 or limit <= 0:
-        raise IncompatibleError(f"expected a positive radius and limit, got {radius} and {limit}.")
+    if radius <= 0:
+        raise IncompatibleError(f"expected a positive radius, got {radius}.")
     side = np.array([_of_side_chain(a) for a in pocket.mol.GetAtoms()]) & (pocket.kind < CAP)
     cut = side & [any(b.GetPDBResidueInfo() is None for b in a.GetNeighbors()) for a in pocket.mol.GetAtoms()]
     side &= ~np.isin(pocket.residue, pocket.residue[cut])

@@ -74,6 +74,7 @@ class Tethered:
     them, ``stiffness`` (r - limit)^2 / 2 beyond. It is part of the energy that is sampled."""
 
     def __init__(self, energy: Energy, flexible: Flexible, pocket: Pocket, temperature: float):
+        flexible.check(pocket)
         self.energy, self.limit, self.stiffness = energy, flexible.limit, flexible.stiffness / reduced_unit(temperature)
         self.home = torch.from_numpy(pocket.positions[flexible.atoms])
         self.columns = torch.from_numpy(flexible.atoms) - len(pocket.positions)  # counted from the end, whatever the ligand
