@@ -1,8 +1,9 @@
-# One environment, set up once; every target needs nothing but Python >= 3.10 (3.11 or newer for constraints.txt) and make.
+# One environment, set up once; every target needs nothing but Python >= 3.11 and make.
 #   make demo        two-minute demonstration: runs/demo-DATE/report.html (OUT=DIR to choose)
 #   make test        the quick tests      make test-slow   the long ones as well
 #   make lint        ruff and mypy        make bench       every benchmark
 #   make docs        build/site           make notebooks  the examples in build/notebooks
+#   make check-install  sdist and wheel in an empty environment (CHECK="--lowest": at the lower bounds)
 # Override PYTHON to choose an interpreter, VENV to use an environment elsewhere, EXTRAS to install more (EXTRAS=all,dev).
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ comma := ,
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test test-slow lint bench docs notebooks clean
+.PHONY: demo test test-slow lint bench docs notebooks check-install clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -43,6 +44,9 @@ docs: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python docs/notebooks.py build/notebooks
+
+check-install: $(STAMP)
+	$(BIN)/python tests/install.py $(CHECK)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
