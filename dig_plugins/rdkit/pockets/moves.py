@@ -21,7 +21,8 @@ from .whole import Fixed
 
 __all__ = ["HybridMoves", "PoseMoves", "stiffness_factor"]
 
-_FIRST = 2**61  # streams of a chain from here on are these moves'
+_FIRST, _BESIDE = 2**61, 2**50  # streams of a chain from here on are these moves', so many for each that has a number of its own
+_ELSEWHERE = 2**59  # blocks of poses proposed beside a chain, which has those below
 _WANTED = 0.7  # share of trajectories to accept
 _SOFT = 0.3  # Angstrom: the widest that steps take a direction for
 
@@ -31,9 +32,9 @@ class HybridMoves:
     """Maps (positions (N, 3) Angstrom, block number) to positions, leaving exp(-u) as it is: what ``MonteCarlo`` takes as ``local``.
 
     ``count`` trajectories of ``steps`` leapfrog steps of ``step`` Angstrom (unit masses, kT = 1), each accepted or rejected by its error in
-    the total energy (Duane et al., doi:10.1016/0370-2693(87)91197-X). ``mobile`` (N,) bool: the M atoms that move, all if
-    None. ``factor`` (3M, 3M): steps are along its columns instead of along atoms, see :func:`stiffness_factor`. ``proposed`` and
-    ``accepted`` count trajectories.
+    the total energy (Duane et al., doi:10.1016/0370-2693(87)91197-X). ``mobile`` (N,) bool: the M atoms that move, all if None. ``factor``
+    (3M, 3M): steps are along its columns instead of along atoms, see :func:`stiffness_factor`. ``number`` tells several such moves of one
+    seed apart. ``proposed`` and ``accepted`` count trajectories.
     """
 
     energy: Energy
@@ -43,12 +44,13 @@ class HybridMoves:
     step: float = 0.02
     mobile: torch.Tensor | None = None
     factor: torch.Tensor | None = None
+    number: int = 0
     proposed: int = 0
     accepted: int = 0
     tuned: int = 0
 
     def __call__(self, positions: np.ndarray, block: int) -> np.ndarray:
-        rng = Streams.chain(self.seed, _FIRST + block)
+        rng = Streams.chain(self.seed, _FIRST + self.number * _BESIDE + block)
         x = torch.from_numpy(np.ascontiguousarray(positions, dtype=np.float64))
         u, slope = self._look(x)
         if not np.isfinite(u):
@@ -107,8 +109,8 @@ def stiffness_factor(energy: Energy, positions: np.ndarray, mobile: torch.Tensor
 class PoseMoves:
     """Maps (positions (L + P, 3), block number) to positions: ``count`` poses (L, 3) are proposed with the pocket where it stands.
 
-    Metropolis-Hastings on the ligand given the pocket, a move of its own beside others. ``seed`` is another than theirs. Poses do not
-    depend on where the pocket stands, and are drawn ``ahead`` blocks at a time.
+    Metropolis-Hastings on the ligand given the pocket, a move of its own beside a chain of the same ``seed``. Poses do not depend
+    on where the pocket stands, and are drawn ``ahead`` blocks at a time.
     """
 
     poses: Proposal
@@ -127,7 +129,8 @@ class PoseMoves:
         ligand, pocket = positions[: self.n_ligand], positions[self.n_ligand :]
         energy = Fixed(self.energy, torch.from_numpy(np.ascontiguousarray(pocket)))
         chain = MonteCarlo(self._ready, energy, Geometry(torch.from_numpy(ligand[None])), seed=self.seed, batch=self.count)
-        chain.load_state_dict({**chain.state_dict(), "blocks": block, "next": block * self.count})
+        rows = (2**40 * self.ahead + block) * self.count
+        chain.load_state_dict({**chain.state_dict(), "blocks": _ELSEWHERE + block, "next": rows})
         visited, records = chain.block(self.count)
         self.proposed += self.count
         self.accepted += int(records.accepted.sum())

@@ -182,18 +182,17 @@ def _chain(task: _Task, n: int) -> PoseEnsemble:
         mobile = task.flexible.mobile(size, len(task.pocket.positions))
     heaviest = torch.from_numpy(first.positions[[int(first.log_weight.argmax())]])
     start = relax(heaviest, task.energy, mobile=mobile).positions
-    seeds = [(seed + k) % 2**64 for k in range(3)]
     factor = stiffness_factor(task.energy, start[0].numpy(), mobile)
     local: list[HybridMoves | PoseMoves] = [
-        HybridMoves(task.energy, seeds[0], count=1, mobile=mobile),
-        HybridMoves(task.energy, seeds[1], count=2, steps=8, step=0.1, mobile=mobile, factor=factor),
+        HybridMoves(task.energy, seed, count=1, mobile=mobile),
+        HybridMoves(task.energy, seed, count=2, steps=8, step=0.1, mobile=mobile, factor=factor, number=1),
     ]
     here = start[0].numpy()
     for k in range(_WARM):
         for move in local:
             here = move.tune(here, 2**40 + k)  # type: ignore[union-attr]
     if task.flexible:
-        local.append(PoseMoves(task.poses, task.energy, size, seeds[2], _BLOCK))
+        local.append(PoseMoves(task.poses, task.energy, size, seed, _BLOCK))
 
     def moved(x: np.ndarray, block: int) -> np.ndarray:
         for move in local:
