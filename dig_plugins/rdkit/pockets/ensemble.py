@@ -116,8 +116,9 @@ class PoseEnsemble(Weighted):
         """
         if self.pockets is not None:
             raise IncompatibleError("expected poses in a fixed pocket: those of a flexible one induced_fit(mol, pocket_of(k)) minimises.")
-        known: Energy = PocketEnergy(self.mol, self.pocket, self.temperature, variant=variant)
-        if energy is not None:
+        if energy is None:
+            known: Energy = PocketEnergy(self.mol, self.pocket, self.temperature, variant=variant)
+        else:
             known = Fixed(check_energy(energy, self.temperature), torch.from_numpy(self.pocket.positions))
         done = relax(to_geometry(self.mol).positions, known, steps=steps)
         none = np.full(len(self), np.nan)
