@@ -27,7 +27,7 @@ from .energy import OpenMMEnergy
 from .files import writable, write_frames
 from .systems import model_system
 
-__all__ = ["Ensemble", "Source", "Weighed", "sample", "writable"]
+__all__ = ["Ensemble", "Source", "Weighed", "check_counts", "sample", "writable"]
 
 
 class Weighed:
@@ -116,6 +116,12 @@ def sample(
     return Ensemble(source.topology, positions / 10, log_weights, u, seed)
 
 
+def check_counts(n: int, batch: int) -> None:
+    """Raises IncompatibleError for no samples, or none at a time."""
+    if n < 1 or batch < 1:
+        raise IncompatibleError(f"expected to draw at least 1 sample, in batches of at least 1, got n = {n} and batch = {batch}.")
+
+
 class Source(NamedTuple):
     """A model and the molecule that it draws."""
 
@@ -148,8 +154,7 @@ class Source(NamedTuple):
         executor: Executor | None,
     ) -> Iterator[Candidates]:  # fmt: skip
         """Weighed structures ``start`` to ``n``, a batch at a time."""
-        if n < 1 or batch < 1:
-            raise IncompatibleError(f"expected to draw at least 1 sample, in batches of at least 1, got n = {n} and batch = {batch}.")
+        check_counts(n, batch)
         made = weighed(self.dig.proposal(steps=steps), energy, n - start, seed=seed, batch=batch, start=start, executor=executor)
         quiet = None if progress is None else not progress
         return tqdm(made, total=-(-n // batch), initial=start // batch, desc="samples", disable=quiet)

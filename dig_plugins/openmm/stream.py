@@ -24,7 +24,7 @@ from dig_core.montecarlo.chain import Candidates
 from dig_core.random import as_seed
 
 from ..claim import claimed, kept_seed, part_of, settings
-from .ensemble import Source, Weighed
+from .ensemble import Source, Weighed, check_counts
 from .files import XTC, writable, write_arrays, write_models
 
 __all__ = ["Written", "write_samples"]
@@ -64,6 +64,7 @@ def write_samples(
     settings, or its files are damaged. StateError: positions that are not finite, which trajectories do not hold.
     """
     path = writable(path)
+    check_counts(n, batch)
     source, part = Source.of(model, simulation), part_of(path)
     seed, platform = _begun(part, seed)
     energy = source.energy(**platform)
@@ -73,7 +74,6 @@ def write_samples(
         "threads": energy.threads,
     }  # fmt: skip
     options = {"seed": seed, "steps": steps, "batch": batch, "progress": progress, "executor": executor}
-    source.drawn(n, energy, **options)  # which refuses what makes no sense
     run = _Run(path, part, source.topology)
     with claimed(part, about, "run"):
         done = run.begin()
