@@ -11,7 +11,6 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers as forcefields
 
 from dig_core.coordinates.measure import dihedral
-from dig_core.diffusion.spaces import wrap
 from dig_core.montecarlo.wells import Wells
 from dig_core.training.wells import log_target, log_target_and_slope
 from dig_plugins.rdkit import MMFFEnergy, torsions_of
@@ -100,7 +99,7 @@ class _Ladders:
         noise = torch.randn(self.points.shape, generator=self.rng, dtype=torch.float64)
         forth = drift(self.slope)
         moved = self.points + size * (forth + noise) @ factor.T
-        moved = torch.where(self.metric.periodic, wrap(moved), moved)
+        moved = self.metric.tidy(moved)
         value, slope = log_target_and_slope(self.metric, self.energy, moved)
         returned = -(forth + noise) - drift(slope)
         gain = self.beta * (value - self.value) + 0.5 * (noise.square() - returned.square()).sum(1)
@@ -121,7 +120,8 @@ class _Ladders:
         any_angle = 2 * math.pi * torch.rand(n, generator=self.rng, dtype=torch.float64)
         angle = torch.where(torch.rand(n, generator=self.rng) < 0.5, near, any_angle)
         moved = self.points.clone()
-        moved[torch.arange(n), column] = wrap(moved[torch.arange(n), column] + angle)
+        moved[torch.arange(n), column] += angle
+        moved = self.metric.tidy(moved)
         value = log_target(self.metric, self.energy, moved)
         accept = torch.rand(n, generator=self.rng, dtype=torch.float64).log() < self.beta * (value - self.value)
         slope = self.slope.clone()

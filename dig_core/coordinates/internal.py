@@ -136,6 +136,28 @@ class Internal(nn.Module):
         positions = positions.gather(1, order[..., None].expand(-1, -1, 3))
         return Geometry(positions @ random_rotations(rng).to(positions).transpose(1, 2))
 
+    @property
+    def rotors(self) -> list[int]:
+        """Columns of ``torsion`` that turn equivalent end atoms."""
+        return [column for column, _ in self._rotor_columns]
+
+    def turned(self, state: State, rotor: int, forward: bool = True) -> State:
+        """The same structures with the end atoms of one rotor named in turn: its torsion is 2 pi more, or less, than it was.
+
+        Where labels change, at half a turn, such states go on smoothly; :meth:`decode` takes torsions of any size.
+        """
+        raw, (column, siblings) = self._raw(state), self._rotor_columns[rotor]
+        atoms, middle = self.zmatrix.rotors[rotor].atoms, self.centre[siblings]
+        ahead = forward == (float(wrap(middle[0])) > 0)
+        fresh, (second, third) = raw.clone(), raw[:, siblings].unbind(1)
+        for to, source in zip(atoms, [atoms[k] for k in ((1, 2, 0) if ahead else (2, 0, 1))], strict=True):
+            fresh[:, self._columns[to][:2]] = raw[:, self._columns[source][:2]]
+        angles = torch.stack([third - second, -second] if ahead else [-third, second - third], 1)
+        fresh[:, siblings] = middle + wrap(angles - middle)
+        torsion = state["torsion"].clone()
+        torsion[:, column] += TWO_PI if forward else -TWO_PI
+        return {"shape": self._deviation(fresh) / self.width @ self.whitening.T, "torsion": torsion}
+
     def _with_narrow(self, positions: Tensor) -> Internal:
         """The same coordinates with torsions that are narrow in ``positions`` no longer free, centred on the frames."""
         _, torsion = self._measure(positions)

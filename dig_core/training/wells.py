@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diffusion.spaces import wrap
 from ..energy import Energy
 from ..montecarlo.wells import Wells
 from ..types import State
-from .draws import resampled, target_law
+from .draws import resampled
 from .fit import Progress, Task
 from .losses import Frames
 
@@ -34,20 +33,27 @@ _LONGEST = 6.0  # drift of a Langevin step, in widths of all coordinates togethe
 
 def log_target(wells: Wells, energy: Energy, points: Tensor) -> Tensor:
     """(B,) log of exp(-u) at points, in the measure of the state; -inf where there is no structure."""
-    dig, state = wells.dig, wells.state(points)
     with torch.no_grad():
-        u = energy(dig.coordinates.decode(state, dig.descriptor)).double()
-        volume = dig.coordinates.log_volume(state, dig.descriptor)
-        possible = dig.coordinates.valid(state, dig.descriptor) & torch.isfinite(u)
-        return torch.where(possible, volume - u, -math.inf)
+        value, possible = _law(wells, energy, points)
+    return torch.where(possible, value, -math.inf)
 
 
 def log_target_and_slope(wells: Wells, energy: Energy, points: Tensor) -> tuple[Tensor, Tensor]:
     """The same with its gradient (B, D), zero where there is no structure."""
-    dig, state = wells.dig, wells.state(points)
-    value, force = target_law(dig, energy, state)
-    possible = dig.coordinates.valid(state, dig.descriptor) & torch.isfinite(value)
-    return torch.where(possible, value, -math.inf), torch.where(possible[:, None], wells.point(force), 0.0)
+    with torch.enable_grad():
+        points = points.detach().clone().requires_grad_()
+        value, possible = _law(wells, energy, points)
+        slope = torch.autograd.grad(value.sum(), points)[0]
+    return torch.where(possible, value.detach(), -math.inf), torch.where(possible[:, None], slope, 0.0)
+
+
+def _law(wells: Wells, energy: Energy, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of exp(-u) where there is a structure, and where that is. Torsions may be any number: nothing jumps at half a turn."""
+    coordinates, descriptor, state = wells.dig.coordinates, wells.dig.descriptor, wells.state(points)
+    u = energy(coordinates.decode(state, descriptor)).double()
+    finite = torch.isfinite(u)
+    value = coordinates.log_volume(state, descriptor) - torch.where(finite, u, 0.0)
+    return value, (coordinates.valid(state, descriptor) & finite).detach()
 
 
 def harmonic(dig: DiG, energy: Energy, minima: State) -> Wells:
@@ -104,7 +110,7 @@ def refined(wells: Wells, energy: Energy, rng: torch.Generator, draws: int = 400
         values = values.clamp(0.25, 4.0)
         mean[k] += factor[k] @ (vectors @ ((vectors.T @ shift) / values)).clamp(-1.0, 1.0)
         factor[k] = factor[k] @ (vectors * values.rsqrt()) @ vectors.T
-    found = Wells(wells.dig, torch.where(wells.periodic, wrap(mean), mean), factor, wells.log_weight, wells.flat)
+    found = Wells(wells.dig, wells.tidy(mean), factor, wells.log_weight, wells.flat)
     return _weighed(found, energy, chosen, rng, draws)
 
 
@@ -177,11 +183,20 @@ def equilibrium(
             accepted += [share] if number >= settle else []
         if number >= settle and number % stride == stride - 1:
             found.append(here)
-    order = torch.randperm(len(found) * chains, generator=rng)
+    frames, asked = _frames(wells, energy, found, torch.randperm(len(found) * chains, generator=rng))
+    spent = 5 * chains + (settle + moves) * chains * 5 // 4 + asked
+    return Equilibrium(frames, wells, sum(accepted) / max(1, len(accepted)), spent)
+
+
+def _frames(wells: Wells, energy: Energy, found: list[Chains], order: Tensor) -> tuple[Frames, int]:
+    """Frames in a given order with the labels that encoding gives them, and the energies that took: forces of what was named otherwise."""
     points, slope = (torch.cat([getattr(one, name) for one in found])[order] for name in ("points", "slope"))
-    state, force = ({name: x.float() for name, x in wells.state(part).items()} for part in (points, slope))
-    spent = 5 * chains + (settle + moves) * chains * 5 // 4
-    return Equilibrium(Frames(state, force), wells, sum(accepted) / max(1, len(accepted)), spent)
+    canonical = wells.canonical(points)
+    other = ((canonical - points).abs() > 1e-9).any(1).nonzero()[:, 0]
+    for rows in other.split(4096):
+        slope[rows] = log_target_and_slope(wells, energy, canonical[rows])[1]
+    state, force = ({name: x.float() for name, x in wells.state(part).items()} for part in (canonical, slope))
+    return Frames(state, force), len(other)
 
 
 @dataclass(frozen=True)
@@ -233,7 +248,7 @@ class Chains(NamedTuple):
         noise = torch.randn(self.points.shape, generator=rng, dtype=torch.float64)
         forth = drift(self.slope)
         moved = self.points + size * torch.einsum("bij,bj->bi", factor, forth + noise)
-        points = torch.where(wells.periodic, wrap(moved), moved)
+        points = wells.tidy(moved)
         value, slope = log_target_and_slope(wells, energy, points)
         returned = -(forth + noise) - drift(slope)
         gain = value - self.value + 0.5 * (noise.square() - returned.square()).sum(1)

@@ -93,11 +93,22 @@ def wells_of(
         chosen = chosen[distinct(frames.take(chosen), energies[chosen])[:most]]
         positions, energies = positions[chosen], energies[chosen]
     wells = harmonic(dig, energy, {name: x.double() for name, x in frames.take(chosen).state.items()})
-    kept = wells.log_weight > wells.log_weight.max() + _FAINT
+    kept = _apart(wells)
     wells = Wells(dig, wells.mean[kept], wells.factor[kept], wells.log_weight[kept], wells.flat[kept])
     for _ in range(refinements):
         wells = refined(wells, energy, rng)
     return wells
+
+
+def _apart(wells: Wells) -> list[int]:
+    """Wells that are not too light, the heaviest of any that are one but for the names of end atoms."""
+    heavy = (wells.log_weight > wells.log_weight.max() + _FAINT).nonzero()[:, 0]
+    kept: list[int] = []
+    for k in heavy[torch.argsort(-wells.log_weight[heavy], stable=True)].tolist():
+        near = [float((torch.where(wells.flat[j], 0.0, wells.gap(wells.mean[k : k + 1], j)) @ wells.inverse[j].T).norm()) for j in kept]
+        if not near or min(near) > 1.0:
+            kept.append(k)
+    return kept
 
 
 def _pyramids(mol: Chem.Mol, coordinates: Internal) -> Tensor:
