@@ -109,6 +109,7 @@ def _drawn(panels: Sequence[Panel]) -> tuple[bytes, list[Picture]]:
 
     canvas, parts = FigureCanvasAgg(figure), []
     figure.set_dpi(_DPI)
+    figure.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
     for row, strip in zip(rows, figure.subfigures(len(rows), 1, squeeze=False).ravel(), strict=True):
         for panel, part in zip(row, strip.subfigures(1, len(row), squeeze=False).ravel(), strict=True):
             ax = part.subplots()

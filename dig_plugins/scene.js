@@ -40,7 +40,7 @@
         canvas.width = Math.round(w * ratio);
         canvas.height = Math.round(h * ratio);
       }
-      const f = scene.frames[at], unit = (0.5 * Math.min(w, h) * ratio * zoom) / (reach + 30), n = f.z.length;
+      const f = scene.frames[at], unit = (0.5 * Math.min(w, h) * ratio * zoom) / (reach + (scene.style === "balls" ? 130 : 30)), n = f.z.length;
       const [cx, cy] = [canvas.width / 2, canvas.height / 2];
       const points = f.z.map((z, k) => place(f.x, 3 * k));
       const colour = (k) => (scene.style === "trace" ? between(n > 1 ? k / (n - 1) : 0) : COLOURS[f.z[k]] || OTHER);

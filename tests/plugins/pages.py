@@ -83,7 +83,7 @@ _HARNESS = """<script>
 const errors = [];
 addEventListener("error", (e) => errors.push(String(e.message || e.target.outerHTML)), true);
 addEventListener("unhandledrejection", (e) => errors.push(String(e.reason)));
-addEventListener("securitypolicyviolation", (e) => errors.push("would load " + e.blockedURI));
+addEventListener("securitypolicyviolation", (e) => e.blockedURI.endsWith("/favicon.ico") || errors.push("would load " + e.blockedURI));
 console.error = (...words) => errors.push(words.join(" "));
 const colours = (canvas) => {
   const pixels = new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer);
@@ -117,10 +117,10 @@ def browser() -> str | None:
     return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
-def browse(pages: Sequence[Path], seconds: float = 90.0) -> list[dict]:
+def browse(pages: Sequence[Path]) -> list[dict]:
     """Open each page in a browser without a window: ``errors`` of scripts, ``images`` and ``scenes`` with their sizes, and by how many
     pixels the page is wider than the window. The browser finds no other server than the one of this test."""
-    name = browser()
+    name, seconds = browser(), 60 + 30 * len(pages)
     assert name is not None
     measured: list[dict] = []
     asked: list[str] = []
@@ -164,7 +164,7 @@ def browse(pages: Sequence[Path], seconds: float = 90.0) -> list[dict]:
             command[1:2] = ["--headless", "--remote-debugging-port=0"]  # stays until it is ended
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            assert done.wait(seconds), f"{name} has shown {len(measured)} of {len(pages)} pages in {seconds:g} s"
+            assert done.wait(seconds), f"{name} has shown {len(measured)} of {len(pages)} pages in {seconds} s"
         finally:
             process.terminate()
             process.wait(20)
