@@ -88,6 +88,25 @@ def test_residues_that_are_cut_keep_their_parameters_and_caps_do_nothing():
     assert energy_of(system, moved) == pytest.approx(energy_of(system, positions), abs=1e-9)
 
 
+def test_ions_and_waters_that_are_kept_have_parameters(tmp_path):
+    """Which MMFF94 may not know: a sodium of charge 1 and a neutral water of TIP3P."""
+    atoms = [("NA", "NA", 900, (20.0, 0.0, 0.0)), ("O", "HOH", 901, (20.0, 5.0, 0.0)), ("H1", "HOH", 901, (20.9, 5.2, 0.0))]
+    atoms.append(("H2", "HOH", 901, (19.8, 5.9, 0.0)))
+    lines = [
+        f"HETATM{900 + k:5d} {name:<4s} {residue:>3s} B{number:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {element:>2s}"
+        for k, (name, residue, number, (x, y, z)) in enumerate(atoms)
+        for element in [name if name == "NA" else name[0]]
+    ]
+    protein = [line for line in PEPTIDE.read_text().splitlines() if line.startswith("ATOM") or line.startswith("HETATM")]
+    path = tmp_path / "p.pdb"
+    path.write_text("\n".join([*protein, *lines, "END\n"]))
+    mol, own = sage()
+    pocket = read_pocket(path, np.array([[20.0, 2.0, 0.0]]), cutoff=60.0, ions="keep", waters="keep")
+    charge = np.bincount(pocket.residue, table_of(complex_system(mol, pocket.mol, system=own))[mol.GetNumAtoms() :, 0])
+    named = {label.split()[0]: charge[k] for k, label in enumerate(pocket.labels)}
+    assert named["NA"] == pytest.approx(1.0) and named["HOH"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_what_cannot_be_merged_is_said():
     mol, own = sage()
     pocket = read_pocket(PEPTIDE, np.zeros((1, 3)), cutoff=99.0)
