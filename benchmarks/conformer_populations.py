@@ -1,8 +1,8 @@
-"""Exact conformer populations of withheld molecules, a model each, against parallel tempering. Two hours of one core.
+"""Exact conformer populations of withheld molecules, from MMFF94s alone, against parallel tempering. Half an hour of one core.
 
 Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. What a molecule gave is kept in
-runs/conformers-populations (DIG_POPULATIONS names another place), two files each. Molecules can be made side by side: --molecule NAME
-makes one, --workers N all of them in N processes, --workers N SECONDS with references cut short at the end of so much time.
+runs/conformers-populations (DIG_POPULATIONS names another place), a file a part. Parts: wells, reference; and model, a network each,
+two hours more, which is made when asked for: --molecule NAME PART..., or --workers N PART... for all molecules in N processes.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ from dig_plugins.rdkit.wells import conformer_wells
 
 KEPT = Path(os.environ.get("DIG_POPULATIONS", HERE.parent / "runs" / "conformers-populations"))
 MOLECULES, LARGEST = 20, 35
-TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 100.0, 30.0, 12.0
-"""Processor seconds of a molecule: the network's steps, the reference, molecular dynamics, chains without a network."""
-LIMIT = math.inf
-"""time.monotonic() by when references have to be done."""
+CONFORMERS = 100
+TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 30.0, 6.0, 8.0
+"""Processor seconds of a molecule: a network's steps, the reference, molecular dynamics, chains without a network."""
 DRAWS = 16_384
 WALKERS = 200
 FEW = 0.02
@@ -60,27 +59,29 @@ def chosen() -> dict[str, Chem.Mol]:
     return {r.name: graph(r.mol) for r in found[:MOLECULES]}
 
 
-def modelled(mol: Chem.Mol, options: Options) -> dict:
-    """Wells, chains of them, a network trained on these: what each says of the populations, and what it cost."""
+def dug(mol: Chem.Mol, options: Options) -> dict:
+    """Wells: what their raw proposals are worth, populations by chains of them, and what either cost."""
     began, energy, rng = time.process_time(), MMFFEnergy(mol, 300.0), torch.Generator().manual_seed(options.seed)
-    wells = conformer_wells(mol, seed=options.seed, conformers=options.size(200, 20))
+    wells = conformer_wells(mol, seed=options.seed, conformers=options.size(CONFORMERS, 20))
+    held = equilibrium(wells, energy, rng, chains=options.size(200, 50), settle=options.size(40, 8), moves=8, stride=8).wells
+    made = time.process_time() - began
+    raw = weighed(Pool(held, energy, seed=options.seed + 1, batch=512), mol, options)
+    return {"wells": {"wells": len(wells), "making": made, **raw}, "chains": chained(held, energy, mol, options)}
+
+
+def modelled(mol: Chem.Mol, options: Options) -> dict:
+    """A network trained on chains of wells: raw proposals, with one path and four."""
+    began, energy, rng = time.process_time(), MMFFEnergy(mol, 300.0), torch.Generator().manual_seed(options.seed)
+    wells = conformer_wells(mol, seed=options.seed, conformers=options.size(CONFORMERS, 20))
     sizes = {"chains": options.size(1000, 50), "settle": options.size(60, 8), "moves": options.size(200, 8), "stride": 4}
     held = equilibrium(wells, energy, rng, **sizes)
-    made = time.process_time()
-    raw = Pool(held.wells, energy, seed=options.seed + 1, batch=512)
-    record: dict = {"wells": {"wells": len(wells), "making": made - began, "on_the_way": held.acceptance, **weighed(raw, mol, options)}}
-    record["chains"] = chained(held.wells, energy, mol, options)
-    fitted = time.process_time()
     dig, steps = trained(held, energy, options)
-    record["fit"] = {"seconds": made - began + time.process_time() - fitted, "steps": steps, "evaluations": held.evaluations}
+    record: dict = {"fit": {"seconds": time.process_time() - began, "steps": steps, "evaluations": held.evaluations}}
     record["model"] = weighed(Pool(dig.proposal(), energy, seed=options.seed + 2, batch=512), mol, options)
-    short = options.size(2048, 64)
-    for paths, kernels in ((4, 32), (4, 64)):
-        started = time.process_time()
-        found = Pool(dig.proposal(steps=kernels, paths=paths), energy, seed=options.seed + 3, batch=512).take(short)
-        numbers = {"seconds": time.process_time() - started, "proposals": short, "acceptance": metropolis_acceptance(found.log_weight)}
-        record[f"model, {kernels} steps, {paths} paths"] = {**numbers, "ess": effective_sample_size(found.log_weight)}
-    return record
+    started, short = time.process_time(), options.size(2048, 64)
+    found = Pool(dig.proposal(steps=64, paths=4), energy, seed=options.seed + 3, batch=512).take(short)
+    numbers = {"seconds": time.process_time() - started, "proposals": short, "acceptance": metropolis_acceptance(found.log_weight)}
+    return {**record, "model, 64 steps, 4 paths": {**numbers, "ess": effective_sample_size(found.log_weight)}}
 
 
 def trained(held, energy: MMFFEnergy, options: Options) -> tuple[DiG, int]:
@@ -132,14 +133,12 @@ def chained(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, options: Options) -
 def referred(mol: Chem.Mol, options: Options) -> dict:
     """Parallel tempering and molecular dynamics of the same energy."""
     energy = MMFFEnergy(mol, 300.0)
-    wells = conformer_wells(mol, seed=options.seed + 100, conformers=options.size(200, 20), refinements=0)
-    left = LIMIT - time.monotonic()
-    short = max(0.1, min(1.0, left / (TEMPERING + DYNAMICS)))
-    tempering, end = tempered(wells, energy, mol, short * options.size(int(TEMPERING), 2), options.seed)
-    return {"tempering": tempering, "dynamics": dynamics(mol, end, short * options.size(int(DYNAMICS), 1), options.seed)}
+    wells = conformer_wells(mol, seed=options.seed + 100, conformers=options.size(CONFORMERS, 20), refinements=0)
+    tempering, end = tempered(wells, energy, mol, options.size(int(TEMPERING), 2), options.seed)
+    return {"tempering": tempering, "dynamics": dynamics(mol, end, options.size(int(DYNAMICS), 1), options.seed)}
 
 
-PARTS = {"model": modelled, "reference": referred}
+PARTS = {"wells": dug, "reference": referred, "model": modelled}
 
 
 def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
@@ -158,22 +157,18 @@ def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
     return record
 
 
-def compared(model: dict, reference: dict) -> list[dict]:
-    """Every population between FEW and 1 - FEW in either: the difference by Welch's t as a normal deviate, and samples a second."""
-    rows, dof = [], reference["tempering"]["ladders"] - 1
-    moving = reference["dynamics"]
-    for key, (theirs, error) in reference["tempering"]["populations"].items():
-        mine, stderr = model["model"]["populations"][key]
-        wells, its = model["chains"]["populations"][key]
+def compared(wells: dict, reference: dict) -> list[dict]:
+    """Every population between FEW and 1 - FEW in either: the difference as a normal deviate, and samples a second."""
+    rows, tempering, moving = [], reference["tempering"], reference["dynamics"]
+    for key, (theirs, error) in tempering["populations"].items():
+        mine, stderr = wells["chains"]["populations"][key]
         if not (FEW < theirs < 1 - FEW or FEW < mine < 1 - FEW):
             continue
-        row = {"state": key, "model": mine, "stderr": stderr, "chains": wells, "of chains": its, "tempered": theirs, "error": error}
-        row |= {"z": deviate(mine - theirs, stderr, error, dof), "z of chains": deviate(wells - theirs, its, error, dof)}
-        p = min(max(wells, 1e-3), 1 - 1e-3)
-        row["rate"] = p * (1 - p) / stderr**2 / model["model"]["seconds"] if stderr else math.nan
-        row["rate of chains"] = p * (1 - p) / its**2 / model["chains"]["seconds"] if its else math.nan
-        row["rate of MD"] = moving["entries"][key] / (2 * p * (1 - p)) / moving["seconds"]
-        row["limit of MD"] = poisson_upper(moving["entries"][key]) / (2 * p * (1 - p)) / moving["seconds"]
+        row = {"state": key, "chains": mine, "stderr": stderr, "tempered": theirs, "error": error}
+        row["z"] = deviate(mine - theirs, stderr, error, tempering["ladders"] - 1)
+        worth = mine * (1 - mine)
+        row["rate"] = worth / stderr**2 / wells["chains"]["seconds"] if stderr else math.nan
+        row["limit of MD"] = poisson_upper(moving["entries"][key]) / (2 * worth) / moving["seconds"] if worth else math.nan
         rows.append(row)
     return rows
 
@@ -186,55 +181,73 @@ def deviate(difference: float, one: float, other: float, dof: int) -> float:
 
 
 def measure(options: Options) -> Findings:
-    """Every molecule in turn, what is there already read."""
-    found = []
+    """Every molecule in turn, what is there already read; networks of those that have one."""
+    found, networks = [], []
     for name, mol in list(chosen().items())[: options.size(MOLECULES, 1)]:
-        model, reference = (part(kind, name, mol, options) for kind in PARTS)
-        found.append((model, reference, compared(model, reference)))
+        wells, reference = (part(kind, name, mol, options) for kind in ("wells", "reference"))
+        there = (KEPT / f"{name}.model.json").exists() and not options.quick
+        networks.append(part("model", name, mol, options) if there else None)
+        found.append((wells, reference, compared(wells, reference)))
     rows = [row_of(*one) for one in found]
     header = [
-        "molecule", "atoms", "torsions", "wells", "acceptance of wells", "acceptance of the model", "its raw ESS", "populations",
-        "largest |z|", "of chains of wells", "samples a second", "MD at most", "ratio", "ratio with training", "training, CPU-s",
+        "molecule", "atoms", "torsions", "wells", "acceptance", "raw ESS", "populations", "largest |z|", "samples a second", "MD at most",
+        "ratio", "ratio, making of wells counted", "making of wells, CPU-s",
     ]  # fmt: skip
     column = {name: np.array([row[k] for row in rows], dtype=object) for k, name in enumerate(header)}
-    middle = {name: float(np.median(column[name].astype(float))) for name in header[1:]}
-    slow = float(np.median([model["model, 64 steps, 4 paths"]["acceptance"] for model, _, _ in found]))
-    every, largest = int(sum(column["populations"])), f"of {int(sum(column['populations']))} populations, largest |z| "
-    worst, worst_chains = (float(max(column[name])) for name in ("largest |z|", "of chains of wells"))
-    expected = f"{2 * stats.norm.sf(3) * every:.2f} beyond 3 are expected by chance"
+    every, worst = int(sum(column["populations"])), float(max(column["largest |z|"]))
     figures = [
-        Figure("exact conformer populations, median raw acceptance", middle["acceptance of the model"], floor=0.1, aim=0.4),
-        Figure("the same, with 64 steps and 4 paths", slow, floor=0.1, aim=0.4),
-        Figure("the same, of wells without a network", middle["acceptance of wells"], floor=0.1, aim=0.4),
+        Figure(
+            "exact conformer populations, median raw acceptance", float(np.median(column["acceptance"].astype(float))), floor=0.1, aim=0.4,
+            note=f"{int((column['acceptance'] >= 0.1).sum())} of {len(rows)} molecules are at 0.1 or above; no network.",
+        ),
         Figure(
             "exact conformer populations, molecules with all |z| < 3", float(np.mean(column["largest |z|"] < 3)), floor=1.0, aim=1.0,
-            note=f"{largest}{worst:.2f}; {expected}",
+            note=f"largest of {every} populations {worst:.2f}; {2 * stats.norm.sf(3) * every:.1f} beyond 3 are expected by chance.",
         ),
         Figure(
-            "the same, chains of wells", float(np.mean(column["of chains of wells"] < 3)), floor=1.0, aim=1.0,
-            note=f"{largest}{worst_chains:.2f}",
-        ),
-        Figure(
-            "samples of the slowest torsional state a CPU-second, ratio to Langevin MD, median", middle["ratio"], "x", floor=10, aim=100,
+            "samples of the slowest torsional state a CPU-second, ratio to Langevin MD, median",
+            float(np.nanmedian(column["ratio"].astype(float))), "x", floor=10, aim=100,
             compared="95 % upper limit of MD with 2 fs and heavy hydrogens",
         ),
         Figure(
-            "the same, training counted", middle["ratio with training"], "x", note=f"{DRAWS} proposals; the ratio grows with their number."
+            "the same, making of wells counted", float(np.nanmedian(column["ratio, making of wells counted"].astype(float))), "x",
+            note=f"chains of {CHAINS:.0f} CPU-s; the ratio grows with their length.",
         ),
     ]  # fmt: skip
-    return Findings(figures, [Table("A model a molecule, from MMFF94s alone", header, rows)], _notes())
+    tables = [Table("Wells of a molecule, from MMFF94s alone", header, rows)]
+    trained_ones = [(one[0], network) for one, network in zip(found, networks, strict=True) if network]
+    if trained_ones:
+        extra, table = of_networks(trained_ones)
+        figures, tables = [*figures, *extra], [*tables, table]
+    return Findings(figures, tables, _notes())
 
 
-def row_of(model: dict, reference: dict, populations: list[dict]) -> list:
+def of_networks(both: list[tuple[dict, dict]]) -> tuple[list[Figure], Table]:
+    """What networks trained on chains of wells are worth, beside the wells."""
+    slow = "model, 64 steps, 4 paths"
+    rows = [
+        [m["name"].removeprefix("omegacsd_"), w["wells"]["acceptance"], m["model"]["acceptance"], m["model"]["ess"], m[slow]["acceptance"],
+         m["fit"]["steps"], round(m["fit"]["seconds"])]
+        for w, m in both
+    ]  # fmt: skip
+    one, four = (float(np.median([m[kind]["acceptance"] for _, m in both])) for kind in ("model", slow))
+    figures = [
+        Figure(f"networks trained on chains of wells, {len(both)} molecules, median raw acceptance", one, floor=0.1, aim=0.4),
+        Figure("the same, 64 steps and 4 paths", four, floor=0.1, aim=0.4),
+    ]
+    header = ["molecule", "of wells", "of the network", "its raw ESS", "64 steps, 4 paths", "training steps", "training, CPU-s"]
+    return figures, Table("Networks: raw acceptance", header, rows)
+
+
+def row_of(wells: dict, reference: dict, populations: list[dict]) -> list:
     """A molecule's row of the table."""
-    z, chains = (max((abs(p[key]) for p in populations), default=0.0) for key in ("z", "z of chains"))
+    known, chains = wells["wells"], wells["chains"]
     rate, limit = (min((p[key] for p in populations if p[key] > 0), default=math.nan) for key in ("rate", "limit of MD"))
-    spent = model["model"]["seconds"]
-    ratio, making = rate / limit, model["wells"]["making"] + model["fit"]["seconds"]
+    whole = chains["seconds"] / (chains["seconds"] + known["making"])
     return [
-        model["name"].removeprefix("omegacsd_"), model["atoms"], len(model["torsions"]), model["wells"]["wells"],
-        model["wells"]["acceptance"], model["model"]["acceptance"], model["model"]["ess"], len(populations), z, chains, rate, limit, ratio,
-        ratio * spent / (spent + making), round(making),
+        wells["name"].removeprefix("omegacsd_"), wells["atoms"], len(wells["torsions"]), known["wells"], known["acceptance"], known["ess"],
+        len(populations), max((abs(p["z"]) for p in populations), default=0.0), rate, limit, rate / limit, rate / limit * whole,
+        round(known["making"], 1),
     ]  # fmt: skip
 
 
@@ -242,24 +255,24 @@ def _notes() -> list[str]:
     return [
         f"Withheld molecules of at most {LARGEST} atoms, the first {MOLECULES} by a hash of their names; MMFF94s, 300 K. Size and number "
         "were set by the time that there was, before any was run.",
-        "Wells: a normal law about every minimum that 200 conformers of distance geometry and symmetry lead to, in internal coordinates, "
-        "middles and widths corrected by the energy around them; no training. Chains of them give the frames that a network is "
-        f"trained on for {TRAINING:.0f} CPU-s. Acceptance and ESS are of {DRAWS} raw independent proposals each, nothing clipped.",
+        f"Wells: a normal law about every minimum that {CONFORMERS} conformers of distance geometry and symmetry lead to, in internal "
+        f"coordinates, corrected by the energy around; no training. Raw: {DRAWS} independent proposals, nothing clipped.",
+        f"Populations: {WALKERS} chains for {CHAINS:.0f} CPU-s, a Langevin step and three independent proposals in turn, errors from "
+        "the scatter of the chains. Those of each torsion's thirds of the turn, between 2 % and 98 %.",
         f"Reference: {LADDERS} independent ladders of {RUNGS} walkers from 300 to {300 * HOTTEST:.0f} K for {TEMPERING:.0f} CPU-s, "
-        "Langevin steps and turns of single torsions; it starts at all minima alike and knows nothing of weights or model; its error is "
-        "that between ladders. Populations are those of each torsion's thirds of the turn, between 2 % and 98 %; z is the normal deviate "
-        "of Welch's t.",
-        "Samples a second: p (1 - p) / variance of p of the slowest state, by processor time of proposals, weights and energies. MD: "
-        f"entries into a state / (2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only what RDKit's "
-        "forces and the integrator take. Of each the state that is slowest is taken.",
+        "Langevin steps and turns of single torsions; it starts at all minima alike and knows nothing of weights; its error is that "
+        "between ladders; z is the normal deviate of Welch's t.",
+        "Samples a second: p (1 - p) / variance of p of the slowest state, by processor time of the chains. MD: entries into a state / "
+        f"(2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only what RDKit's forces and the integrator "
+        "take. Of each the state that is slowest is taken.",
     ]
 
 
-def side_by_side(workers: int, options: Options) -> None:
-    """Every part of every molecule in processes, the long ones first; what is there already is not made again."""
+def side_by_side(workers: int, kinds: list[str], options: Options) -> None:
+    """Parts of every molecule in processes; what is there already is not made again."""
     began, molecules = time.monotonic(), chosen()
     with ProcessPoolExecutor(workers) as pool:
-        tasks = {pool.submit(part, kind, name, mol, options): f"{name} {kind}" for kind in PARTS for name, mol in molecules.items()}
+        tasks = {pool.submit(part, kind, name, mol, options): f"{name} {kind}" for name, mol in molecules.items() for kind in kinds}
         for done in as_completed(tasks):
             failed = done.exception()
             said = f"failed: {failed!r}" if failed else f"{done.result()['cpu_seconds']:.0f} CPU-s"
@@ -268,11 +281,11 @@ def side_by_side(workers: int, options: Options) -> None:
 
 if __name__ == "__main__":
     KEPT.mkdir(parents=True, exist_ok=True)
-    if len(sys.argv) == 3 and sys.argv[1] == "--molecule":
-        for kind in PARTS:
+    kinds = sys.argv[3:] or ["wells", "reference"]
+    if len(sys.argv) > 2 and sys.argv[1] == "--molecule":
+        for kind in kinds:
             part(kind, sys.argv[2], chosen()[sys.argv[2]], Options())
-    elif len(sys.argv) in (3, 4) and sys.argv[1] == "--workers":
-        LIMIT = time.monotonic() + float(sys.argv[3]) if len(sys.argv) == 4 else LIMIT
-        side_by_side(int(sys.argv[2]), Options())
+    elif len(sys.argv) > 2 and sys.argv[1] == "--workers":
+        side_by_side(int(sys.argv[2]), kinds, Options())
     else:
         command_line(__doc__, "conformer_populations", measure)

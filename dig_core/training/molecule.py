@@ -15,6 +15,7 @@ from ..energy import Energy
 from ..files import write_atomically
 from ..montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from ..montecarlo.chain import Pool
+from ..montecarlo.wells import Wells
 from ..nn import ResidualMLP
 from ..score import NoiseScore
 from .fit import Fitted, Progress, Stage
@@ -25,6 +26,7 @@ from .molecules import internal_process
 from .plan import Plan
 from .population import Population
 from .stages import Denoise, Reweight, Standardise
+from .wells import Harvest
 
 if TYPE_CHECKING:
     from ..dig import DiG
@@ -33,6 +35,7 @@ __all__ = ["fit_molecule", "internal_model", "width_of"]
 
 _HOT = 0.25
 """Fraction of the energy at which walkers that start from structures begin: ten kT then are two and a half."""
+_CHAINS = 4000
 
 
 def internal_model(coordinates: Coordinates, *, width: int = 256, blocks: int = 4, seed: int = 0) -> NoiseScore:
@@ -56,7 +59,7 @@ def fit_molecule(
     seconds: float,
     *,
     data: tuple[Frames, Frames] | None = None,
-    start: Frames | None = None,
+    start: Frames | Wells | None = None,
     out: Path | None = None,
     progress: bool | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -64,9 +67,10 @@ def fit_molecule(
 ) -> Fitted:
     """Train the untrained ``dig`` on ``energy`` alone, or on ``data`` (training, validation) and the energy.
 
-    Without data a population of structures is annealed to exp(-u), from the model's prior, or from ``start``, rough structures of
-    every basin, at four times the temperature. It gives the coordinates anew, in which ``build`` makes the model. That is trained
-    on those frames, then twice on independent ones that it makes itself, with its own exact weights.
+    Without data there are frames first. Where ``start`` are wells that chains go between, these are run. Otherwise a population of
+    structures is annealed to exp(-u), from the model's prior, or from ``start``, rough structures of every basin, at four times the
+    temperature. Either gives the coordinates anew, in which ``build`` makes the model. That is trained on those frames, and after
+    annealing twice on independent ones that it makes itself, with its own exact weights.
 
     ``plan`` decides sizes once for a budget of ``seconds``, counted from ``began`` (time.monotonic; now if None); ``out`` gets the
     stages' checkpoints, ``model.safetensors`` and ``run.json``, and a call that was cut off goes on from there.
@@ -78,18 +82,25 @@ def fit_molecule(
     )
     if data is not None:
         run = functools.partial(run, frames=data[0], validation=data[1])
-    elif start is not None:
+    elif isinstance(start, Frames):
         run = functools.partial(run, frames=start)
     sizes = plan.sizes(dig, energy, seconds)
-    population = Population(**sizes["population"], first=0.0 if start is None else _HOT)
-    stages: list[Stage] = [] if data is not None else [population, Standardise(build)]
+    stages: list[Stage] = [] if data is not None else [_first(start, sizes["population"]), Standardise(build)]
     here = run(stages) if stages else Progress(dig)
     if here.finished:
-        left = plan.rest(seconds - (time.monotonic() - began), sizes, seconds)
+        left = plan.rest(seconds - (time.monotonic() - began), sizes, seconds, exact=data is None and isinstance(start, Wells))
         stages += [Denoise(LoopConfig(**left["denoise"]))]
         stages += [Reweight(draws, 1, LoopConfig(**config), left["least"]) for draws, config in left["reweight"]]
         here = run(stages)
     return _finish(here, energy, plan, out, time.monotonic() - began)
+
+
+def _first(start: Frames | Wells | None, sizes: dict) -> Stage:
+    """Where the first frames come from."""
+    if not isinstance(start, Wells):
+        return Population(**sizes, first=0.0 if start is None else _HOT)
+    known = {"walkers": "chains", "settle": "settle", "harvest": "moves", "stride": "stride"}
+    return Harvest(start, **{known[name]: min(value, _CHAINS) for name, value in sizes.items()})
 
 
 def _finish(here: Progress, energy: Energy, plan: Plan, out: Path | None, seconds: float) -> Fitted:

@@ -60,8 +60,9 @@ class Plan:
             self.keep("sizes", {"population": {"walkers": walkers}, "step": step, **one})
         return self.held["sizes"]
 
-    def rest(self, left: float, sizes: dict, seconds: float) -> dict:
-        """Of what follows the population, from the time that is left: never less than half of the budget."""
+    def rest(self, left: float, sizes: dict, seconds: float, *, exact: bool = False) -> dict:
+        """Of what follows the first frames, from the time that is left: never less than half of the budget. ``exact``: they have the
+        right weights, and all of it goes into learning from them."""
         if "rest" not in self.held:
             left = max(left, seconds / 2)
 
@@ -72,9 +73,9 @@ class Plan:
             def draws(share: float) -> int:
                 return _between(share * left / sizes["draw"], 2000, 3_000_000)
 
-            rounds = [(draws(0.06), steps(0.12)), (draws(0.24), steps(0.30))]
+            rounds = [] if exact else [(draws(0.06), steps(0.12)), (draws(0.24), steps(0.30))]
             least = _between(0.1 * left / (20 * sizes["energy"]), 1000, 200_000)  # twenty energies a frame
-            self.keep("rest", {"denoise": steps(0.18), "reweight": rounds, "least": least})
+            self.keep("rest", {"denoise": steps(0.9 if exact else 0.18), "reweight": rounds, "least": least})
         return self.held["rest"]
 
     def keep(self, key: str, value) -> None:

@@ -6,10 +6,14 @@ import functools
 import time
 from pathlib import Path
 
+import numpy as np
 from rdkit import Chem
 
 from dig_core.dig import Card, DiG
 from dig_core.energy import Energy
+from dig_core.montecarlo.analysis import metropolis_acceptance
+from dig_core.montecarlo.chain import Pool
+from dig_core.montecarlo.wells import Wells
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 from dig_core.training.frames import frames_of
@@ -23,10 +27,14 @@ from .convert import describe, embed, reference_structure, to_geometry
 from .coordinates import internal_coordinates
 from .energy import MMFFEnergy
 from .given import check_energy, name_of
+from .wells import wells_of
 
 __all__ = ["Fitted", "fit_molecule"]
 
 _CONFORMERS = 300
+_REFINING = 1600  # energies that correct a well
+_SHARE = 0.1  # of the budget for wells
+_ACCEPTED = 0.02  # of their proposals, so that chains go between them
 
 
 def fit_molecule(
@@ -45,9 +53,11 @@ def fit_molecule(
 ) -> Fitted:
     """Train a DiG of one free molecule on its energy, MMFF94 unless another is given, which is all it learns from.
 
-    Distance geometry (ETKDG) gives ``conformers`` rough structures; a population of walkers that starts from them, four times as hot,
-    is annealed to exp(-E/kT) with Metropolis moves and resampling; the model learns from it, then twice from its own samples by their
-    exact weights. What distance geometry gets wrong is thus corrected; a basin that no structure leads to may be missed.
+    Distance geometry (ETKDG) gives ``conformers`` rough structures, and these wells about minima (:func:`.wells.wells_of`). Where their
+    proposals are accepted, chains of them and of Langevin steps, which have the right weights, give the frames that the model learns from.
+    Where they are not, in large molecules, a population of walkers that starts from the rough structures, four times as hot, is annealed
+    to exp(-E/kT) with Metropolis moves and resampling; the model learns from it, then twice from its own samples by their exact weights.
+    What distance geometry gets wrong is thus corrected; a basin that no structure leads to may be missed.
 
     Parameters
     ----------
@@ -71,11 +81,25 @@ def fit_molecule(
         mol = reference_structure(mol, seed=plan.seed, max_atoms=max_atoms)
     descriptor, mmff = describe(mol, max_atoms=max_atoms), MMFFEnergy(mol, temperature, variant=variant)
     called, energy = (f"{variant} (RDKit)", mmff) if energy is None else (name_of(energy), check_energy(energy, temperature))
-    rough = to_geometry(embed(mol, conformers, seed=plan.seed))
-    coordinates = internal_coordinates(mol, rough, temperature, variant)
+    rough = embed(mol, conformers, seed=plan.seed)
+    coordinates = internal_coordinates(mol, to_geometry(rough), temperature, variant)
     build = functools.partial(internal_model, width=width_of(coordinates), seed=plan.seed % 2**31)
     smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
     card = Card(name=name, system=smiles, energy=called, temperature=float(temperature), steps=32)
     dig = DiG(build(coordinates), coordinates, descriptor, card)
-    start = frames_of(coordinates, descriptor, rough)
+    wells = _worth_having(dig, rough, energy, plan, seconds, variant)
+    start = frames_of(coordinates, descriptor, to_geometry(rough)) if wells is None else wells
     return fit_one(dig, energy, build, plan, seconds, start=start, out=out, progress=progress, watch=pictures(out), began=began)
+
+
+def _worth_having(dig: DiG, rough: Chem.Mol, energy: Energy, plan: Plan, seconds: float, variant: str) -> Wells | None:
+    """Wells, as many as the budget allows, or None where hardly any of their proposals would be accepted. Decided once for ``plan``."""
+    if plan.held.get("start") == "structures":
+        return None
+    each = (2 * sum(part.space.dim for part in dig.process.values()) + _REFINING) * plan.sizes(dig, energy, seconds)["energy"]
+    most = int(min(300, max(4, _SHARE * seconds / max(each, 1e-9))))
+    wells = wells_of(dig, rough, energy, variant=variant, most=most, seed=plan.seed)
+    log_weight = Pool(wells, energy, seed=plan.seed, batch=512).take(512).log_weight
+    good = bool(np.isfinite(log_weight).any()) and metropolis_acceptance(log_weight) > _ACCEPTED
+    plan.keep("start", "wells" if good else "structures")
+    return wells if good else None

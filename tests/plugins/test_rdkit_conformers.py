@@ -195,8 +195,8 @@ def test_mmff_is_enough_to_train_on(tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     found = training.fit_molecule(mol, out=tmp_path, progress=False)
     assert found.finished and found.raw_ess > 0.25 and found.acceptance > 0.3
-    assert [stage["stage"] for stage in found.history[1:]] == ["population", "standardise", "denoise", "reweight"]
-    assert found.history[1]["rungs"][0]["beta"] >= 0.25
+    assert [stage["stage"] for stage in found.history[1:]] == ["wells", "standardise", "denoise", "reweight"]
+    assert found.history[1]["acceptance"] > 0.1
     again = training.fit_molecule(mol, out=tmp_path, progress=False)
     assert again.raw_ess == found.raw_ess and again.evaluations == found.evaluations
     sampled = sample_conformers(mol, 400, model=tmp_path / "model.safetensors", seed=1)
