@@ -15,7 +15,7 @@ import torch
 from dig_core.errors import IncompatibleError
 from dig_core.system.elements import covalent_radii
 
-__all__ = ["SCRIPT", "STYLES", "Frame", "Scene", "bonds_of", "superposed"]
+__all__ = ["SCRIPT", "STYLES", "Shot", "Scene", "bonds_of", "superposed"]
 
 SCRIPT = Path(__file__).with_name("scene.js")
 """The viewer: one file, nothing else is loaded."""
@@ -23,7 +23,7 @@ STYLES = ("sticks", "balls", "trace")
 _LONGER = 1.2  # than the sum of covalent radii: no bond
 
 
-class Frame(NamedTuple):
+class Shot(NamedTuple):
     """``numbers`` (N,), ``positions`` (N, 3) Angstrom, ``bonds`` (M, 2) indices, ``cell`` (3, 3) Angstrom, rows are vectors, if any, whose
     corner is at ``origin`` (3,)."""
 
@@ -43,7 +43,7 @@ class Scene:
     """
 
     title: str
-    frames: tuple[Frame, ...]
+    frames: tuple[Shot, ...]
     caption: str = ""
     style: str = "sticks"
 
@@ -63,7 +63,7 @@ class Scene:
             raise IncompatibleError(f"expected style to be one of {', '.join(STYLES)}, got {style!r}.")
         bonds = _line(len(z)) if style == "trace" else bonds_of(z, x[0])
         names = [*labels, *(f"structure {i + 1}" for i in range(len(labels), len(x)))]
-        return cls(title, tuple(Frame(z, one, bonds, name, cell) for one, name in zip(x, names, strict=False)), caption, style)
+        return cls(title, tuple(Shot(z, one, bonds, name, cell) for one, name in zip(x, names, strict=False)), caption, style)
 
     def data(self) -> str:
         """What the viewer reads, JSON: positions in hundredths of an Angstrom about the middle of all."""
@@ -115,7 +115,7 @@ def _line(n: int) -> np.ndarray:
     return np.stack([np.arange(n - 1), np.arange(1, n)], 1)
 
 
-def _packed(frame: Frame, middle: np.ndarray) -> dict:
+def _packed(frame: Shot, middle: np.ndarray) -> dict:
     def whole(x: np.ndarray) -> list[int]:
         return np.rint(100 * x).astype(int).ravel().tolist()
 
@@ -125,7 +125,7 @@ def _packed(frame: Frame, middle: np.ndarray) -> dict:
     return found | {"label": frame.label}
 
 
-def _xyz(frame: Frame) -> str:
+def _xyz(frame: Shot) -> str:
     lines = [f"{_SYMBOLS[int(z)]} {x:.3f} {y:.3f} {w:.3f}" for z, (x, y, w) in zip(frame.numbers, frame.positions, strict=True)]
     return "\n".join([str(len(lines)), frame.label.replace("\n", " "), *lines]) + "\n"
 

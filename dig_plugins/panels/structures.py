@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from ..scene import Frame
+    from ..scene import Shot
 
 __all__ = ["overlay"]
 
 _ATOMS = {1: "#B9C0C7", 6: "#4D4D4D", 7: BLUE, 8: ORANGE, 9: "#009E73", 15: "#E69F00", 16: "#C9A800", 17: "#009E73"}
 
 
-def overlay(ax: Axes, frames: Sequence[Frame], trace: bool = False) -> None:
+def overlay(ax: Axes, frames: Sequence[Shot], trace: bool = False) -> None:
     """Frames on each other, seen along the shortest of their principal axes; bonds in the colours of their atoms.
 
     ``trace``: a line through all atoms, coloured from blue at its beginning to orange at its end.

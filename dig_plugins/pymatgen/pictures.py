@@ -7,7 +7,7 @@ from pymatgen.core import Structure
 
 from ..panels import histogram
 from ..report import Panel, Scene
-from ..scene import Frame, bonds_of
+from ..scene import Shot, bonds_of
 from .designs import Designs, space_group
 from .evaluate.figures import gallery, gap_histogram
 
@@ -56,7 +56,7 @@ def _label(found: Designs, i: int) -> str:
     return f"{i}: {structure.composition.formula.replace(' ', '')}, {space_group(structure)}{gap}"
 
 
-def _frame(structure: Structure, label: str) -> Frame:
+def _frame(structure: Structure, label: str) -> Shot:
     """Repeated along its short vectors until there are enough atoms to see how they are bound."""
     cell, repeats = structure.lattice.matrix, np.ones(3, dtype=int)
     while len(structure) * repeats.prod() < _ATOMS:
@@ -67,7 +67,7 @@ def _frame(structure: Structure, label: str) -> Frame:
     numbers = np.tile([site.specie.Z for site in structure], len(shifts))
     bonds = bonds_of(numbers, positions)
     near = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1) < _FARTHEST
-    return Frame(numbers, positions - middle, bonds[near], label, cell, -middle)
+    return Shot(numbers, positions - middle, bonds[near], label, cell, -middle)
 
 
 def _gallery(ax, shown: list[Structure], named: list[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from dig_core.montecarlo.analysis import normalised_weights
 
 from .. import models
-from ..panels import along, annealing, histogram, losses, running
+from ..panels import along, annealing, histogram, losses, overlay, running
 from ..report import Panel, Report, Scene, Table, fact
 from ..weighing import acceptance_panels, calibration_panel, energy_panel, weight_panels
 from .subjects import Subject
@@ -46,7 +46,8 @@ def seen(asked: Subject, model: str, positions: np.ndarray, log_weights: np.ndar
     labels = [f"structure {i}" for i in chosen]
     said = "Drawn by their weights." if weights is not None else "Evenly spaced among all of them."
     panels, scene = _BY_KIND[asked.kind](asked, model, positions, weights, block, (chosen, labels, said))
-    return Seen(panels if len(positions) >= _FEWEST else [], [scene])
+    flat = Panel("Structures", lambda ax: overlay(ax, scene.frames, scene.style == "trace"), f"On each other. {said}", wide=True)
+    return Seen([*(panels if len(positions) >= _FEWEST else []), flat], [scene])
 
 
 def sample_report(asked: Subject, found: Any, some: Thinned | None, record: dict) -> Report:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...panels import BLUE, percent
 from ...report import Panel, Report, Scene, Table, fact
-from ...scene import Frame
+from ...scene import Shot
 from ...weighing import calibration_panel, energy_panel, weight_panels
 from ..convert import kT
 from .ensemble import AdsorptionEnsemble
@@ -50,7 +50,7 @@ def structures(found: AdsorptionEnsemble) -> Scene:
     return Scene("Samples", frames, "Samples that weigh most, on a piece of the surface.", "balls")
 
 
-def _frame(found: AdsorptionEnsemble, i: int) -> Frame:
+def _frame(found: AdsorptionEnsemble, i: int) -> Shot:
     """The adsorbate, and the slab's atoms within some Angstrom beside it, whichever cells they are in; the normal is up."""
     frame, guest = found.frame, np.array(found.adsorbate)
     slab = np.setdiff1d(np.arange(len(found.template)), guest)
@@ -63,7 +63,7 @@ def _frame(found: AdsorptionEnsemble, i: int) -> Frame:
     near = np.linalg.norm(frame.xy(around - anchor), axis=1) < _RADIUS
     numbers = np.concatenate([np.tile(found.template.numbers[slab], len(shifts))[near], found.template.numbers[guest]])
     positions = np.concatenate([around[near], found.positions[i][guest]]) - anchor
-    return Frame(numbers, positions @ frame.turn, np.zeros((0, 2), dtype=int), f"sample {i}")
+    return Shot(numbers, positions @ frame.turn, np.zeros((0, 2), dtype=int), f"sample {i}")
 
 
 def _map(ax, found: AdsorptionEnsemble) -> None:
