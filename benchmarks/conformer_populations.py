@@ -1,8 +1,8 @@
-"""Exact conformer populations of withheld molecules, from MMFF94s alone, against parallel tempering. Half an hour of one core.
+"""Exact conformer populations of withheld molecules, from MMFF94s alone: wells, networks, parallel tempering. Three hours of one core.
 
-Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. What a molecule gave is kept in
-runs/conformers-populations (DIG_POPULATIONS names another place), a file a part. Parts: wells, reference; and model, a network each,
-two hours more, which is made when asked for: --molecule NAME PART..., or --workers N PART... for all molecules in N processes.
+Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. First the parts of each molecule are made and
+kept in runs/conformers-populations (DIG_POPULATIONS names another place): --molecule NAME [PART...], or --workers N [PART...] for all
+molecules in N processes; parts are wells, tempering, dynamics, network, all if none is named. With neither, what is kept is compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dig_core.training.molecule import internal_model, width_of
 from dig_core.training.plan import step_time
 from dig_core.training.stages import Denoise, Standardise
 from dig_core.training.wells import Chains, equilibrium
-from dig_plugins.rdkit import MMFFEnergy, reference_structure, torsions_of
+from dig_plugins.rdkit import MMFFEnergy, reference_structure, to_geometry, torsions_of
 from dig_plugins.rdkit.reference import read_conformer_set, withheld
 from dig_plugins.rdkit.wells import conformer_wells
 
@@ -130,15 +130,18 @@ def chained(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, options: Options) -
     return {"acceptance": float(np.mean(accepted)), "seconds": spent * 0.75, "rounds": visited.shape[1], "populations": scattered(visited)}
 
 
-def referred(mol: Chem.Mol, options: Options) -> dict:
-    """Parallel tempering and molecular dynamics of the same energy."""
-    energy = MMFFEnergy(mol, 300.0)
+def cooled(mol: Chem.Mol, options: Options) -> dict:
+    """Parallel tempering of the same energy."""
     wells = conformer_wells(mol, seed=options.seed + 100, conformers=options.size(CONFORMERS, 20), refinements=0)
-    tempering, end = tempered(wells, energy, mol, options.size(int(TEMPERING), 2), options.seed)
-    return {"tempering": tempering, "dynamics": dynamics(mol, end, options.size(int(DYNAMICS), 1), options.seed)}
+    return tempered(wells, MMFFEnergy(mol, 300.0), mol, options.size(int(TEMPERING), 2), options.seed)
 
 
-PARTS = {"wells": dug, "reference": referred, "model": modelled}
+def moved(mol: Chem.Mol, options: Options) -> dict:
+    """Molecular dynamics of the same energy, from a minimum."""
+    return dynamics(mol, to_geometry(mol).positions[0].numpy(), options.size(int(DYNAMICS), 1), options.seed)
+
+
+PARTS = {"wells": dug, "tempering": cooled, "dynamics": moved, "network": modelled}
 
 
 def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
@@ -157,114 +160,120 @@ def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
     return record
 
 
-def compared(wells: dict, reference: dict) -> list[dict]:
-    """Every population between FEW and 1 - FEW in either: the difference as a normal deviate, and samples a second."""
-    rows, tempering, moving = [], reference["tempering"], reference["dynamics"]
-    for key, (theirs, error) in tempering["populations"].items():
-        mine, stderr = wells["chains"]["populations"][key]
-        if not (FEW < theirs < 1 - FEW or FEW < mine < 1 - FEW):
-            continue
-        row = {"state": key, "chains": mine, "stderr": stderr, "tempered": theirs, "error": error}
-        row["z"] = deviate(mine - theirs, stderr, error, tempering["ladders"] - 1)
-        worth = mine * (1 - mine)
-        row["rate"] = worth / stderr**2 / wells["chains"]["seconds"] if stderr else math.nan
-        row["limit of MD"] = poisson_upper(moving["entries"][key]) / (2 * worth) / moving["seconds"] if worth else math.nan
-        rows.append(row)
+def compared(one: dict, other: dict, dof: int) -> list[dict]:
+    """Every population between FEW and 1 - FEW in either of two records: both, and their difference as a normal deviate."""
+    rows = []
+    for key, (theirs, error) in other.items():
+        mine, stderr = one[key]
+        if FEW < theirs < 1 - FEW or FEW < mine < 1 - FEW:
+            rows.append({"state": key, "one": mine, "other": theirs, "z": deviate(mine - theirs, stderr, error, dof)})
     return rows
+
+
+def rates(chains: dict, moving: dict) -> tuple[float, float]:
+    """Samples a CPU-second of the state that is slowest, of chains and, at most, of dynamics."""
+    mine, limits = [], []
+    for key, (p, error) in chains["populations"].items():
+        if FEW < p < 1 - FEW and error:
+            mine.append(p * (1 - p) / error**2 / chains["seconds"])
+            limits.append(poisson_upper(moving["entries"][key]) / (2 * p * (1 - p)) / moving["seconds"])
+    return min(mine, default=math.nan), min(limits, default=math.nan)
 
 
 def deviate(difference: float, one: float, other: float, dof: int) -> float:
     """A normal deviate of the same probability as Welch's t; ``other`` has ``dof`` degrees of freedom, ``one`` very many."""
-    total = math.hypot(one, other, 1e-9)
+    total = math.hypot(one, other, 1e-4)  # a population that never changed is known to no better
     freedom = dof * (total / max(other, 1e-9)) ** 4
     return float(math.copysign(-stats.norm.ppf(stats.t.sf(abs(difference) / total, min(freedom, 1e6))), difference))
 
 
 def measure(options: Options) -> Findings:
-    """Every molecule in turn, what is there already read; networks of those that have one."""
-    found, networks = [], []
-    for name, mol in list(chosen().items())[: options.size(MOLECULES, 1)]:
-        wells, reference = (part(kind, name, mol, options) for kind in ("wells", "reference"))
-        there = (KEPT / f"{name}.model.json").exists() and not options.quick
-        networks.append(part("model", name, mol, options) if there else None)
-        found.append((wells, reference, compared(wells, reference)))
-    rows = [row_of(*one) for one in found]
+    """What is kept of every molecule, compared; in smoke mode all parts of one."""
+    names = list(chosen().items())[: options.size(MOLECULES, 1)]
+    kept = [{kind: found for kind in PARTS if (found := known(kind, name, mol, options))} for name, mol in names]
+    kept = [parts for parts in kept if "wells" in parts]
+    rows = [row_of(parts) for parts in kept]
     header = [
-        "molecule", "atoms", "torsions", "wells", "acceptance", "raw ESS", "populations", "largest |z|", "samples a second", "MD at most",
-        "ratio", "ratio, making of wells counted", "making of wells, CPU-s",
+        "molecule", "atoms", "torsions", "wells", "acceptance", "of chains", "of network", "its raw ESS", "64 steps, 4 paths",
+        "populations", "largest |z|, network to chains", "largest |z|, chains to tempering", "samples a second", "MD at most", "ratio",
+        "making counted",
     ]  # fmt: skip
-    column = {name: np.array([row[k] for row in rows], dtype=object) for k, name in enumerate(header)}
-    every, worst = int(sum(column["populations"])), float(max(column["largest |z|"]))
-    figures = [
-        Figure(
-            "exact conformer populations, median raw acceptance", float(np.median(column["acceptance"].astype(float))), floor=0.1, aim=0.4,
-            note=f"{int((column['acceptance'] >= 0.1).sum())} of {len(rows)} molecules are at 0.1 or above; no network.",
-        ),
-        Figure(
-            "exact conformer populations, molecules with all |z| < 3", float(np.mean(column["largest |z|"] < 3)), floor=1.0, aim=1.0,
-            note=f"largest of {every} populations {worst:.2f}; {2 * stats.norm.sf(3) * every:.1f} beyond 3 are expected by chance.",
-        ),
-        Figure(
-            "samples of the slowest torsional state a CPU-second, ratio to Langevin MD, median",
-            float(np.nanmedian(column["ratio"].astype(float))), "x", floor=10, aim=100,
-            compared="95 % upper limit of MD with 2 fs and heavy hydrogens",
-        ),
-        Figure(
-            "the same, making of wells counted", float(np.nanmedian(column["ratio, making of wells counted"].astype(float))), "x",
-            note=f"chains of {CHAINS:.0f} CPU-s; the ratio grows with their length.",
-        ),
-    ]  # fmt: skip
-    tables = [Table("Wells of a molecule, from MMFF94s alone", header, rows)]
-    trained_ones = [(one[0], network) for one, network in zip(found, networks, strict=True) if network]
-    if trained_ones:
-        extra, table = of_networks(trained_ones)
-        figures, tables = [*figures, *extra], [*tables, table]
-    return Findings(figures, tables, _notes())
+    table = Table(f"{len(kept)} molecules, from MMFF94s alone", header, [["" if x is None else x for x in row] for row in rows])
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[header.index(name)] for row in rows if row[header.index(name)] is not None], dtype=float)
+
+    def median(what: str, name: str, floor: float | None = None, aim: float | None = None, **more) -> Figure:
+        note = f"of {len(column(name))} molecules, from {column(name).min():.3g} to {column(name).max():.3g}."
+        return Figure(what, float(np.median(column(name))), floor=floor, aim=aim, note=note, **more)
+
+    figures = []
+    if len(column("of network")):
+        figures += [
+            median("exact conformer populations, median raw acceptance of networks", "of network", 0.1, 0.4),
+            median("the same, 64 steps and 4 paths", "64 steps, 4 paths", 0.1, 0.4),
+        ]
+    figures.append(median("exact conformer populations, median raw acceptance of wells, without a network", "acceptance", 0.1, 0.4))
+    for what, kind in (("network to chains", "network"), ("chains to tempering", "tempering")):
+        if len(z := column(f"largest |z|, {what}")):
+            count = sum(len(pair_of(parts, kind)) for parts in kept)
+            note = f"{len(z)} molecules, {count} populations, largest {z.max():.2f}; {2 * stats.norm.sf(3) * count:.1f} expected beyond 3."
+            figures.append(Figure(f"molecules with all |z| < 3, {what}", float(np.mean(z < 3)), floor=1.0, aim=1.0, note=note))
+    if len(column("ratio")):
+        against = "95 % upper limit of MD with 2 fs and heavy hydrogens"
+        what = "samples of the slowest torsional state a CPU-second, chains of wells to Langevin MD, median"
+        figures.append(median(what, "ratio", 10, 100, unit="x", compared=against))
+        figures.append(median("the same, making of wells counted", "making counted", unit="x", compared=against))
+    return Findings(figures, [table], _notes())
 
 
-def of_networks(both: list[tuple[dict, dict]]) -> tuple[list[Figure], Table]:
-    """What networks trained on chains of wells are worth, beside the wells."""
+def known(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict | None:
+    """A part that is kept; made, in smoke mode."""
+    return part(kind, name, mol, options) if options.quick or (KEPT / f"{name}.{kind}.json").exists() else None
+
+
+def pair_of(parts: dict, kind: str) -> list[dict]:
+    """Chains of wells compared with the network's weights, or with tempering."""
+    if kind not in parts:
+        return []
+    chains = parts["wells"]["chains"]["populations"]
+    if kind == "network":
+        return compared(parts[kind]["model"]["populations"], chains, WALKERS - 1)
+    return compared(chains, parts[kind]["populations"], parts[kind]["ladders"] - 1)
+
+
+def row_of(parts: dict) -> list:
+    """A molecule's row of the table, None where a part is missing."""
+    wells, network, moving = parts["wells"], parts.get("network"), parts.get("dynamics")
+    found = [wells["name"].removeprefix("omegacsd_"), wells["atoms"], len(wells["torsions"]), wells["wells"]["wells"]]
+    found += [wells["wells"]["acceptance"], wells["chains"]["acceptance"]]
     slow = "model, 64 steps, 4 paths"
-    rows = [
-        [m["name"].removeprefix("omegacsd_"), w["wells"]["acceptance"], m["model"]["acceptance"], m["model"]["ess"], m[slow]["acceptance"],
-         m["fit"]["steps"], round(m["fit"]["seconds"])]
-        for w, m in both
-    ]  # fmt: skip
-    one, four = (float(np.median([m[kind]["acceptance"] for _, m in both])) for kind in ("model", slow))
-    figures = [
-        Figure(f"networks trained on chains of wells, {len(both)} molecules, median raw acceptance", one, floor=0.1, aim=0.4),
-        Figure("the same, 64 steps and 4 paths", four, floor=0.1, aim=0.4),
-    ]
-    header = ["molecule", "of wells", "of the network", "its raw ESS", "64 steps, 4 paths", "training steps", "training, CPU-s"]
-    return figures, Table("Networks: raw acceptance", header, rows)
-
-
-def row_of(wells: dict, reference: dict, populations: list[dict]) -> list:
-    """A molecule's row of the table."""
-    known, chains = wells["wells"], wells["chains"]
-    rate, limit = (min((p[key] for p in populations if p[key] > 0), default=math.nan) for key in ("rate", "limit of MD"))
-    whole = chains["seconds"] / (chains["seconds"] + known["making"])
-    return [
-        wells["name"].removeprefix("omegacsd_"), wells["atoms"], len(wells["torsions"]), known["wells"], known["acceptance"], known["ess"],
-        len(populations), max((abs(p["z"]) for p in populations), default=0.0), rate, limit, rate / limit, rate / limit * whole,
-        round(known["making"], 1),
-    ]  # fmt: skip
+    found += [network["model"]["acceptance"], network["model"]["ess"], network[slow]["acceptance"]] if network else [None] * 3
+    z = [max((abs(row["z"]) for row in pair_of(parts, kind)), default=None) for kind in ("network", "tempering")]
+    found += [sum(FEW < p < 1 - FEW for p, _ in wells["chains"]["populations"].values()), *z]
+    if not moving:
+        return found + [None] * 4
+    rate, limit = rates(wells["chains"], moving)
+    seconds, making = wells["chains"]["seconds"], wells["wells"]["making"]
+    return [*found, rate, limit, rate / limit, rate / limit * seconds / (seconds + making)]
 
 
 def _notes() -> list[str]:
     return [
         f"Withheld molecules of at most {LARGEST} atoms, the first {MOLECULES} by a hash of their names; MMFF94s, 300 K. Size and number "
-        "were set by the time that there was, before any was run.",
-        f"Wells: a normal law about every minimum that {CONFORMERS} conformers of distance geometry and symmetry lead to, in internal "
-        f"coordinates, corrected by the energy around; no training. Raw: {DRAWS} independent proposals, nothing clipped.",
-        f"Populations: {WALKERS} chains for {CHAINS:.0f} CPU-s, a Langevin step and three independent proposals in turn, errors from "
-        "the scatter of the chains. Those of each torsion's thirds of the turn, between 2 % and 98 %.",
-        f"Reference: {LADDERS} independent ladders of {RUNGS} walkers from 300 to {300 * HOTTEST:.0f} K for {TEMPERING:.0f} CPU-s, "
+        "were set by the time that there was, before any was run. Molecules without a file of a part are not in its figures.",
+        "Wells: a normal law about every minimum that distance geometry and symmetry lead to, in internal coordinates, corrected by the "
+        "energy around; no training. Networks learn from chains of them. Acceptance and ESS: raw independent proposals, "
+        f"{DRAWS} of them (2048 with four paths), nothing clipped.",
+        f"Chains: {WALKERS} of wells side by side, a Langevin step and three proposals in turn, errors from their scatter. Networks: "
+        "averages by raw weights, errors from the bootstrap. Both are exact, by different means. Populations are those of each "
+        "torsion's thirds of the turn, between 2 % and 98 %; z is the normal deviate of Welch's t.",
+        f"Tempering: {LADDERS} independent ladders of {RUNGS} walkers from 300 to {300 * HOTTEST:.0f} K for {TEMPERING:.0f} CPU-s, "
         "Langevin steps and turns of single torsions; it starts at all minima alike and knows nothing of weights; its error is that "
-        "between ladders; z is the normal deviate of Welch's t.",
+        "between ladders.",
         "Samples a second: p (1 - p) / variance of p of the slowest state, by processor time of the chains. MD: entries into a state / "
-        f"(2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only what RDKit's forces and the integrator "
-        "take. Of each the state that is slowest is taken.",
+        f"(2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only RDKit's forces and the integrator are "
+        "charged. Of each the state that is slowest is taken.",
     ]
 
 
@@ -281,7 +290,7 @@ def side_by_side(workers: int, kinds: list[str], options: Options) -> None:
 
 if __name__ == "__main__":
     KEPT.mkdir(parents=True, exist_ok=True)
-    kinds = sys.argv[3:] or ["wells", "reference"]
+    kinds = sys.argv[3:] or list(PARTS)
     if len(sys.argv) > 2 and sys.argv[1] == "--molecule":
         for kind in kinds:
             part(kind, sys.argv[2], chosen()[sys.argv[2]], Options())

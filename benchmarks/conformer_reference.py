@@ -15,7 +15,7 @@ from dig_core.montecarlo.wells import Wells
 from dig_core.training.wells import log_target, log_target_and_slope
 from dig_plugins.rdkit import MMFFEnergy, torsions_of
 
-RUNGS, LADDERS, HOTTEST = 8, 20, 4.0
+RUNGS, LADDERS, HOTTEST = 6, 16, 3.0
 STEP, FRICTION, HEAVY, LOOK = 0.002, 1.0, 8.0, 10
 """Of dynamics: ps, 1/ps, the mass of a hydrogen, steps between two looks at the torsions."""
 _FORCE = 418.4  # dalton Angstrom/ps^2 in a kcal/mol/Angstrom
@@ -47,8 +47,8 @@ def scattered(visited: np.ndarray) -> dict[str, list[float]]:
     return rows
 
 
-def tempered(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, seconds: float, seed: int) -> tuple[dict, np.ndarray]:
-    """Parallel tempering of Langevin steps and turns of single torsions, from 300 K up; and a structure (N, 3) that it ends at.
+def tempered(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, seconds: float, seed: int) -> dict:
+    """Parallel tempering of Langevin steps and turns of single torsions, from 300 K up.
 
     Of the wells no more is used than their minima, each as often a start as any other, and the mean of their shapes, in whose metric steps
     are taken. The last two thirds of each of the independent ladders.
@@ -71,11 +71,10 @@ def tempered(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, seconds: float, se
         if sweeps % 4 == 0:
             visits.append(thirds(positions_of(wells, walk.points[rung == 0]), mol))
     visited = np.stack(visits[len(visits) // 3 :], 1)
-    record = {
+    return {
         "sweeps": sweeps, "evaluations": energy.n_evaluations, "seconds": time.process_time() - began, "swaps": float(np.mean(swaps)),
         "turns": float(walk.turned[0] / max(1, sweeps)), "ladders": ladders, "populations": scattered(visited),
     }  # fmt: skip
-    return record, positions_of(wells, walk.points[:1])[0].numpy()
 
 
 class _Ladders:

@@ -12,6 +12,7 @@ _HOME = {
     "check_molecule": "check",
     "check_poses": "pockets.checks",
     "conformer_rmsd": "compare",
+    "conformer_wells": "wells",
     "describe": "convert",
     "distinct_minima": "minima",
     "embed": "convert",
