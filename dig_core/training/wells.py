@@ -191,7 +191,7 @@ def equilibrium(
 def _frames(wells: Wells, energy: Energy, found: list[Chains], order: Tensor) -> tuple[Frames, int]:
     """Frames in a given order with the labels that encoding gives them, and the energies that took: forces of what was named otherwise."""
     points, slope = (torch.cat([getattr(one, name) for one in found])[order] for name in ("points", "slope"))
-    canonical = wells.canonical(points)
+    canonical = torch.cat([wells.canonical(rows) for rows in points.split(4096)])
     other = ((canonical - points).abs() > 1e-9).any(1).nonzero()[:, 0]
     for rows in other.split(4096):
         slope[rows] = log_target_and_slope(wells, energy, canonical[rows])[1]
