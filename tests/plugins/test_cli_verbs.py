@@ -111,6 +111,7 @@ def test_a_sample_is_recorded_and_its_density_is_found_again(call, tmp_path):
     held = record(tmp_path / "a.json")
     assert held["seed"] == 5 and held["samples"] == 12 and held["model_sha256"] == models.index()[NAME]["sha256"]
     assert 0 < held["effective_sample_size"] <= 12
+    assert not list(tmp_path.glob("*.html")) and not list(tmp_path.glob("*.png"))  # --no-report, as the fixture calls it
     code, out, err = call("density", NAME, "a.npz", "--out", "d.csv", "--seed", "1", "--paths", "16")
     assert code == 0, err
     assert "12 structures" in out and record(tmp_path / "d.json")["paths"] == 16

@@ -20,6 +20,8 @@ pytest.importorskip("matplotlib")
 from dig_plugins import panels, report
 from dig_plugins.panels import new_figure
 from dig_plugins.scene import Scene, bonds_of, superposed
+from dig_plugins.tasks import thinned
+from dig_plugins.tasks.result import Run
 from dig_plugins.weighing import acceptance_panels, energy_panel, weight_panels
 from tests.plugins.pages import (
     BROWSERS,
@@ -156,6 +158,22 @@ def test_superposition_undoes_any_motion_and_no_reflection(rng):
     turn *= np.sign(np.linalg.det(turn))
     placed = superposed(np.stack([first, first @ turn + 3.0, first * [1, 1, -1]]))
     assert np.allclose(placed[1], placed[0]) and np.abs(placed[2] - placed[0]).max() > 0.1
+
+
+def test_pictures_are_drawn_from_every_kth_structure(tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(thinned, "_CHUNK", 16)
+    positions, log_weights = rng.standard_normal((103, 4, 3)).astype(np.float32), rng.standard_normal(103)
+    np.savez(tmp_path / "a.npz", log_weights=log_weights, positions=positions)
+    for most, every in ((10, 11), (3, 35), (60, 2), (1000, 1)):
+        found = thinned.thinned(tmp_path / "a.npz", log_weights, most)
+        assert np.allclose(found.positions, 10.0 * positions[::every]) and np.array_equal(found.log_weights, log_weights[::every])
+
+
+def test_a_notebook_shows_the_page(made, tmp_path):
+    page = report.write_report(tmp_path, *made)
+    shown = Run(None, made[1], "said", tmp_path, page)._repr_html_()
+    assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;') and shown.count("<") == 2
+    assert Run(None, {}, "a < b", tmp_path)._repr_html_() == "<pre>a &lt; b</pre>"
 
 
 def test_py3dmol_is_given_every_frame(rng):
