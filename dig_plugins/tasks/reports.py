@@ -31,19 +31,23 @@ class Seen(NamedTuple):
     scenes: list[Scene]
 
 
-def seen(asked: Subject, model: str, positions: np.ndarray, log_weights: np.ndarray | None = None, *, block: int = 1) -> Seen:
+def seen(
+    asked: Subject, model: str, positions: np.ndarray, log_weights: np.ndarray | None = None, *, block: int = 1, every: int = 1
+) -> Seen:
     """Of ``positions`` (F, N, 3) Angstrom of molecules, conformers and proteins, weighed by ``log_weights`` (F,), equal if None.
 
-    ``model``: by whose name a reference is looked for. ``block``: structures that errors take together.
+    ``model``: by whose name a reference is looked for. ``block``: structures that errors take together. ``every``: what their numbers
+    in the file are multiples of.
     """
+    numbers = every * np.arange(len(positions))
     if log_weights is not None:
         finite = np.isfinite(log_weights)
-        positions, log_weights = positions[finite], log_weights[finite]
+        positions, log_weights, numbers = positions[finite], log_weights[finite], numbers[finite]
     if not len(positions) or asked.kind not in _BY_KIND:
         return Seen([], [])
     weights = None if log_weights is None else normalised_weights(log_weights)
     chosen = _picked(len(positions), weights)
-    labels = [f"structure {i}" for i in chosen]
+    labels = [f"structure {i}" for i in numbers[chosen]]
     said = "Drawn by their weights." if weights is not None else "Evenly spaced among all of them."
     panels, scene = _BY_KIND[asked.kind](asked, model, positions, weights, block, (chosen, labels, said))
     flat = Panel("Structures", lambda ax: overlay(ax, scene.frames, scene.style == "trace"), f"On each other. {said}", wide=True)
@@ -57,7 +61,7 @@ def sample_report(asked: Subject, found: Any, some: Thinned | None, record: dict
     log_weights = getattr(found, "log_weights", getattr(found, "log_weight", None))
     panels, scenes, tables, notes = [], [], {}, []
     if some is not None:
-        panels, scenes = seen(asked, record["model"], *some)
+        panels, scenes = seen(asked, record["model"], some.positions, some.log_weights, every=some.every)
     else:
         notes.append("Structures are not shown: reading trajectories needs MDTraj, pip install 'dig-plugins[mdtraj]'.")
     if log_weights is not None:
@@ -98,7 +102,8 @@ def chain_report(
     """Of a chain: ``positions`` (F, N, 3) Angstrom after every k-th test, ``energies`` u (K,) after those ``at`` (K,); ``columns`` of all
     proposals as in its table."""
     accepted = columns["accepted"].astype(bool)
-    shown = seen(asked, record["model"], positions, block=max(1, len(positions) // 50))
+    every = -(-len(accepted) // len(positions))
+    shown = seen(asked, record["model"], positions, block=max(1, len(positions) // 50), every=every)
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"chain": (energies, None)}
     if np.isfinite(log_weights).any():
         weights = normalised_weights(log_weights)

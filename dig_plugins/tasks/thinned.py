@@ -18,17 +18,18 @@ _CHUNK = 4096
 
 
 class Thinned(NamedTuple):
-    """``positions`` (F, N, 3) Angstrom and ``log_weights`` (F,) of them, None where they are of equal weight."""
+    """``positions`` (F, N, 3) Angstrom and ``log_weights`` (F,) of them, None where they are of equal weight; every k-th."""
 
     positions: np.ndarray
     log_weights: np.ndarray | None
+    every: int = 1
 
 
 def thinned(path: Path, log_weights: np.ndarray, most: int = MOST) -> Thinned | None:
     """Of what :func:`dig_plugins.openmm.write_samples` has written to ``path``; None for a trajectory without MDTraj to read it."""
     every = max(1, -(-len(log_weights) // most))
     if path.suffix == ".npz":
-        return Thinned(10 * _arrays(path, every), log_weights[::every])
+        return Thinned(10 * _arrays(path, every), log_weights[::every], every)
     if path.suffix == ".pdb":  # already resampled to equal weight
         from ..openmm.files import read_frames, read_pdb
 
@@ -38,7 +39,7 @@ def thinned(path: Path, log_weights: np.ndarray, most: int = MOST) -> Thinned | 
     except ImportError:
         return None
     parts = [part.xyz for part in mdtraj.iterload(str(path), top=str(path.with_suffix(".pdb")), stride=every, chunk=_CHUNK)]
-    return Thinned(10 * np.concatenate(parts).astype(np.float64), log_weights[::every])
+    return Thinned(10 * np.concatenate(parts).astype(np.float64), log_weights[::every], every)
 
 
 def _arrays(path: Path, every: int) -> np.ndarray:
