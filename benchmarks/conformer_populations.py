@@ -224,7 +224,7 @@ def measure(options: Options) -> Findings:
         what = "samples of the slowest torsional state a CPU-second, chains of wells to Langevin MD, median"
         figures.append(median(what, "ratio", 10, 100, unit="x", compared=against))
         figures.append(median("the same, making of wells counted", "making counted", unit="x", compared=against))
-    return Findings(figures, [table], _notes())
+    return Findings(figures, [table], _notes() + [line for file in KEPT.glob("notes.txt") for line in file.read_text().splitlines()])
 
 
 def known(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict | None:
