@@ -83,6 +83,20 @@ def test_forces_and_physics():
         fit_backbones(data, steps=5, physics=5, progress=False, **SMALL)
 
 
+def test_motions_can_be_added_to_a_model_and_change_nothing_until_trained():
+    data = structures()
+    first = fit_backbones(data, steps=3, batch=4, seed=1, progress=False, **SMALL).dig
+    more = fit_backbones(data, first, steps=1, rate=0.0, batch=4, seed=1, progress=False, modes=3).dig
+    state = first.process.prior(first.process.empty(2, torch.float64)).sample(Streams(0, range(2)))
+    for t in (0.1, 0.9):
+        before, after = (dig.model.moments(state, torch.tensor([t]).double(), first.descriptor).noise for dig in (first, more))
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5)
+    assert len(more.model.network.collective.along) == 3
+    with pytest.raises(IncompatibleError, match="add to the given model"):
+        fit_backbones(data, first, steps=1, modes=3, width=32)
+
+
 def test_untrained_models_read_what_the_descriptor_has():
     data = structures()
     plain = untrained_backbones(protein(SEQUENCE), **SMALL)
