@@ -26,7 +26,7 @@ _CLIMBS = 200  # steps at most: a shallow mode is climbed slowly
 
 def find_sites(
     slab: Atoms, adsorbate, model: DiG | str | Path = "adsorb-general", *, n: int = 400, temperature: float = 1500.0,
-    cool: float = 600.0, width: float = 0.05, min_weight: float = 0.0025, seed: int | None = None, normal=None,
+    cool: float = 600.0, width: float = 0.1, min_weight: float = 0.01, seed: int | None = None, normal=None,
     anchor: int | None = None, yielding: bool = False, unseen: bool = False, batch: int = 512,
 ) -> SiteSet:  # fmt: skip
     """The sites of ``adsorbate`` on ``slab``, the most probable first, where its learned density has its maxima.
