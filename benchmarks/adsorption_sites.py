@@ -34,7 +34,7 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
         Figure("coverage at K true sites, steps, open surfaces and alloys never trained on, 0.5 Angstrom",
                _mean(scores, "coverage_at_k", 0.5),
                floor=0.85, aim=0.95, compared="random, geometric, pymatgen, ACAT: table",
-               note=f"{names}; {SEEDS} seeds; 95 % of bootstraps {low:.2f} to {high:.2f}. With {FINE}, chosen on these systems and worse on "
+               note=f"{names}; {SEEDS} seeds; 95 % of bootstraps {low:.2f} to {high:.2f}. With {FINE}, chosen here and worse on "
                     f"flat ones: {_mean(fine, 'coverage_at_k', 0.5):.2f}, precision {_mean(fine, 'precision', 0.5):.2f}, "
                     f"steps at 0.3 Angstrom {_mean(fine, 'coverage', 0.3, 'fcc211'):.2f}."),
         Figure("precision, the same", _mean(scores, "precision", 0.5), floor=0.75, aim=0.90),
