@@ -195,8 +195,8 @@ def measure(options: Options) -> Findings:
     rows = [row_of(parts) for parts in kept]
     header = [
         "molecule", "atoms", "torsions", "wells", "acceptance", "of chains", "of network", "its raw ESS", "64 steps, 4 paths",
-        "populations", "largest |z|, network to chains", "largest |z|, chains to tempering", "samples a second", "MD at most", "ratio",
-        "making counted",
+        "populations", "largest |z|, network to chains", "largest |z|, chains to tempering", "largest |z|, network to tempering",
+        "samples a second", "MD at most", "ratio", "making counted",
     ]  # fmt: skip
     table = Table(f"{len(kept)} molecules, from MMFF94s alone", header, [["" if x is None else x for x in row] for row in rows])
 
@@ -214,7 +214,7 @@ def measure(options: Options) -> Findings:
             median("the same, 64 steps and 4 paths", "64 steps, 4 paths", 0.1, 0.4),
         ]
     figures.append(median("exact conformer populations, median raw acceptance of wells, without a network", "acceptance", 0.1, 0.4))
-    for what, kind in (("network to chains", "network"), ("chains to tempering", "tempering")):
+    for what, kind in (("network to chains", "network"), ("chains to tempering", "tempering"), ("network to tempering", "both")):
         if len(z := column(f"largest |z|, {what}")):
             count = sum(len(pair_of(parts, kind)) for parts in kept)
             note = f"{len(z)} molecules, {count} populations, largest {z.max():.2f}; {2 * stats.norm.sf(3) * count:.1f} expected beyond 3."
@@ -233,7 +233,9 @@ def known(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict | None:
 
 
 def pair_of(parts: dict, kind: str) -> list[dict]:
-    """Chains of wells compared with the network's weights, or with tempering."""
+    """Chains of wells compared with the network's weights, or with tempering; or, ``"both"``, the network's weights with tempering."""
+    if kind == "both" and {"network", "tempering"} <= parts.keys():
+        return compared(parts["network"]["model"]["populations"], parts["tempering"]["populations"], parts["tempering"]["ladders"] - 1)
     if kind not in parts:
         return []
     chains = parts["wells"]["chains"]["populations"]
@@ -249,7 +251,7 @@ def row_of(parts: dict) -> list:
     found += [wells["wells"]["acceptance"], wells["chains"]["acceptance"]]
     slow = "model, 64 steps, 4 paths"
     found += [network["model"]["acceptance"], network["model"]["ess"], network[slow]["acceptance"]] if network else [None] * 3
-    z = [max((abs(row["z"]) for row in pair_of(parts, kind)), default=None) for kind in ("network", "tempering")]
+    z = [max((abs(row["z"]) for row in pair_of(parts, kind)), default=None) for kind in ("network", "tempering", "both")]
     found += [sum(FEW < p < 1 - FEW for p, _ in wells["chains"]["populations"].values()), *z]
     if not moving:
         return found + [None] * 4
