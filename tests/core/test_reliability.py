@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import dig_core
 import dig_plugins
@@ -243,6 +245,8 @@ def killed(work, after: float) -> bool:
         child = os.fork()
     if child == 0:
         status = 1
+        # A lock of its own: progress bars share one with the children of a process, and who is killed while holding it never lets go.
+        tqdm.set_lock(threading.RLock())
         try:
             work()
             status = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from dig_plugins.claim import claimed
 from dig_plugins.models import cache
 from dig_plugins.tasks import chains
 from tests.core.mutations import json_mutated, mutated, survives
+from tests.core.test_reliability import killed
 
 COUNTS = [15, pytest.param(int(os.environ.get("DIG_FUZZ", 2000)), marks=pytest.mark.slow)]
 """Damaged files a reader; the slow tests take as many as DIG_FUZZ says."""
@@ -159,23 +159,12 @@ def test_killed_chains_go_on_as_if_nothing_had_been(trials, tmp_path):
     def run(place: Path) -> None:
         chains.mc("alanine-dipeptide", place, **options)
 
-    def killed(place: Path, after: float) -> bool:
-        child = os.fork()
-        if child == 0:
-            try:
-                run(place)
-            finally:
-                os._exit(0)
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
     began = time.monotonic()
     run(tmp_path / "alone")
     seconds, rng, kills = time.monotonic() - began, np.random.default_rng(1), 0
     for trial in range(trials):
         place = tmp_path / f"chain {trial} é"
-        while killed(place, rng.uniform(0.3, 1.5) * seconds):
+        while killed(lambda place=place: run(place), rng.uniform(0.3, 1.5) * seconds):
             kills += 1
         run(place)
         assert files(place) == files(tmp_path / "alone")
