@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +21,6 @@ from dig_plugins.claim import claimed
 from dig_plugins.models import cache
 from dig_plugins.tasks import chains
 from tests.core.mutations import json_mutated, mutated, survives
-from tests.core.test_reliability import killed
 
 COUNTS = [15, pytest.param(int(os.environ.get("DIG_FUZZ", 2000)), marks=pytest.mark.slow)]
 """Damaged files a reader; the slow tests take as many as DIG_FUZZ says."""
@@ -159,12 +161,25 @@ def test_killed_chains_go_on_as_if_nothing_had_been(trials, tmp_path):
     def run(place: Path) -> None:
         chains.mc("alanine-dipeptide", place, **options)
 
+    def started(place: Path) -> subprocess.Popen:
+        # A process of its own: a fork of one that has used OpenMM holds threads that are gone.
+        code = f"from dig_plugins.tasks import chains; chains.mc('alanine-dipeptide', {str(place)!r}, **{options!r})"
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+
+    def killed(place: Path, after: float) -> bool:
+        child = started(place)
+        time.sleep(after)
+        child.kill()
+        code = child.wait()
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+
     began = time.monotonic()
-    run(tmp_path / "alone")
+    assert started(tmp_path / "alone").wait() == 0
     seconds, rng, kills = time.monotonic() - began, np.random.default_rng(1), 0
     for trial in range(trials):
         place = tmp_path / f"chain {trial} é"
-        while killed(lambda place=place: run(place), rng.uniform(0.3, 1.5) * seconds):
+        while killed(place, rng.uniform(0.3, 1.5) * seconds):
             kills += 1
         run(place)
         assert files(place) == files(tmp_path / "alone")
