@@ -107,7 +107,7 @@ class BackboneGraphormer(nn.Module):
         return Joint(pos=Diffusion(ZeroCentroid(n), self.schedule), rot=Diffusion(SO3(n), Geometric(*_ANGLE)))
 
     def look_at(self, state: State, descriptor: Descriptor) -> None:
-        """Let the directions of the modes, if there are any, begin as the principal motions of these structures, frames of ``descriptor``."""
+        """Let the directions of the modes, if there are any, begin as the principal motions of these frames of ``descriptor``."""
         if self.collective is not None:
             like = self.norm.weight
             self.collective.start(state["pos"].to(like), rotation_matrix(state["rot"]).to(like), *self._reference(descriptor))
