@@ -1,4 +1,4 @@
-"""Exact conformer populations of withheld molecules, from MMFF94s alone: wells, networks, parallel tempering. Three hours of one core.
+"""Exact conformer populations of withheld molecules, from MMFF94s alone: wells, networks, parallel tempering. Four hours of one core.
 
 Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. First the parts of each molecule are made and
 kept in runs/conformers-populations (DIG_POPULATIONS names another place): --molecule NAME [PART...], or --workers N [PART...] for all
@@ -15,13 +15,15 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import datetime, timezone
 from pathlib import Path
 
 from common import HERE, Figure, Findings, Options, Table, command_line, poisson_upper
 
 import numpy as np  # isort: skip
+import conformer_reference as reference
 import torch
-from conformer_reference import HOTTEST, LADDERS, RUNGS, dynamics, indicators, positions_of, scattered, tempered, thirds
+from conformer_reference import deviate, dynamics, indicators, positions_of, scattered, tempered, thirds
 from conformers import DATA, graph
 from rdkit import Chem
 from scipy import stats
@@ -36,7 +38,8 @@ from dig_core.training.loop import LoopConfig
 from dig_core.training.molecule import internal_model, width_of
 from dig_core.training.plan import step_time
 from dig_core.training.stages import Denoise, Standardise
-from dig_core.training.wells import Chains, equilibrium
+from dig_core.training.walks import rounds
+from dig_core.training.wells import equilibrium
 from dig_plugins.rdkit import MMFFEnergy, reference_structure, to_geometry, torsions_of
 from dig_plugins.rdkit.reference import read_conformer_set, withheld
 from dig_plugins.rdkit.wells import conformer_wells
@@ -44,7 +47,7 @@ from dig_plugins.rdkit.wells import conformer_wells
 KEPT = Path(os.environ.get("DIG_POPULATIONS", HERE.parent / "runs" / "conformers-populations"))
 MOLECULES, LARGEST = 20, 35
 CONFORMERS = 100
-TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 30.0, 6.0, 8.0
+TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 100.0, 30.0, 12.0
 """Processor seconds of a molecule: a network's steps, the reference, molecular dynamics, chains without a network."""
 DRAWS = 16_384
 WALKERS = 200
@@ -114,18 +117,15 @@ def weighed(pool: Pool, mol: Chem.Mol, options: Options) -> dict:
 
 
 def chained(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, options: Options) -> dict:
-    """Metropolis chains side by side, a Langevin step and three independent proposals in turn; errors from what differs between them."""
+    """Metropolis chains side by side, a Langevin step and three independent proposals in turn, but for their first quarter."""
     rng, seconds = torch.Generator().manual_seed(options.seed + 5), options.size(int(CHAINS), 1)
-    index = torch.multinomial(wells.log_weight.exp(), options.size(WALKERS, 20), True, generator=rng)
-    points, _ = wells.points(index, torch.randn(len(index), wells.mean.shape[1], generator=rng, dtype=torch.float64))
-    here, visits, accepted, spent, began = Chains.start(wells, energy, points), [], [], 0.0, time.process_time()
-    while spent < seconds or len(visits) < 8:
-        for _ in range(3):
-            here, share = here.independent(wells, energy, rng)
-            accepted.append(share)
-        here, _ = here.local(wells, energy, rng, 0.0)
-        spent = time.process_time() - began
+    visits, accepted, began = [], [], time.process_time()
+    for here, share in rounds(wells, energy, rng, options.size(WALKERS, 20)):
+        accepted.append(share)
         visits.append(thirds(positions_of(wells, here.points), mol))
+        spent = time.process_time() - began
+        if spent > seconds and len(visits) >= 8:
+            break
     visited = np.stack(visits[len(visits) // 4 :], 1)
     return {"acceptance": float(np.mean(accepted)), "seconds": spent * 0.75, "rounds": visited.shape[1], "populations": scattered(visited)}
 
@@ -153,7 +153,8 @@ def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
     mol = reference_structure(mol, seed=options.seed)
     record = {"name": name, "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)), "atoms": mol.GetNumAtoms(), "torsions": torsions_of(mol)}
     record |= PARTS[kind](mol, options)
-    record |= {"cpu_seconds": time.process_time() - began, "wall_seconds": time.monotonic() - wall}
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    record |= {"cpu_seconds": time.process_time() - began, "wall_seconds": time.monotonic() - wall, "made": made}
     if not options.quick:
         KEPT.mkdir(parents=True, exist_ok=True)
         write_atomically(place, json.dumps(record, indent=1).encode())
@@ -163,8 +164,8 @@ def part(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict:
 def compared(one: dict, other: dict, dof: int) -> list[dict]:
     """Every population between FEW and 1 - FEW in either of two records: both, and their difference as a normal deviate."""
     rows = []
-    for key, (theirs, error) in other.items():
-        mine, stderr = one[key]
+    for key, (theirs, error, *_) in other.items():
+        mine, stderr, *_ = one[key]
         if FEW < theirs < 1 - FEW or FEW < mine < 1 - FEW:
             rows.append({"state": key, "one": mine, "other": theirs, "z": deviate(mine - theirs, stderr, error, dof)})
     return rows
@@ -173,18 +174,11 @@ def compared(one: dict, other: dict, dof: int) -> list[dict]:
 def rates(chains: dict, moving: dict) -> tuple[float, float]:
     """Samples a CPU-second of the state that is slowest, of chains and, at most, of dynamics."""
     mine, limits = [], []
-    for key, (p, error) in chains["populations"].items():
-        if FEW < p < 1 - FEW and error:
-            mine.append(p * (1 - p) / error**2 / chains["seconds"])
+    for key, (p, *errors) in chains["populations"].items():
+        if FEW < p < 1 - FEW and errors[-1]:
+            mine.append(p * (1 - p) / errors[-1] ** 2 / chains["seconds"])
             limits.append(poisson_upper(moving["entries"][key]) / (2 * p * (1 - p)) / moving["seconds"])
     return min(mine, default=math.nan), min(limits, default=math.nan)
-
-
-def deviate(difference: float, one: float, other: float, dof: int) -> float:
-    """A normal deviate of the same probability as Welch's t; ``other`` has ``dof`` degrees of freedom, ``one`` very many."""
-    total = math.hypot(one, other, 1e-4)  # a population that never changed is known to no better
-    freedom = dof * (total / max(other, 1e-9)) ** 4
-    return float(math.copysign(-stats.norm.ppf(stats.t.sf(abs(difference) / total, min(freedom, 1e6))), difference))
 
 
 def measure(options: Options) -> Findings:
@@ -216,7 +210,7 @@ def measure(options: Options) -> Findings:
     figures.append(median("exact conformer populations, median raw acceptance of wells, without a network", "acceptance", 0.1, 0.4))
     for what, kind in (("network to chains", "network"), ("chains to tempering", "tempering"), ("network to tempering", "both")):
         if len(z := column(f"largest |z|, {what}")):
-            count = sum(len(pair_of(parts, kind)) for parts in kept)
+            count = sum(len(pair_of(parts, kind) or []) for parts in kept)
             note = f"{len(z)} molecules, {count} populations, largest {z.max():.2f}; {2 * stats.norm.sf(3) * count:.1f} expected beyond 3."
             figures.append(Figure(f"molecules with all |z| < 3, {what}", float(np.mean(z < 3)), floor=1.0, aim=1.0, note=note))
     if len(column("ratio")):
@@ -232,12 +226,12 @@ def known(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict | None:
     return part(kind, name, mol, options) if options.quick or (KEPT / f"{name}.{kind}.json").exists() else None
 
 
-def pair_of(parts: dict, kind: str) -> list[dict]:
+def pair_of(parts: dict, kind: str) -> list[dict] | None:
     """Chains of wells compared with the network's weights, or with tempering; or, ``"both"``, the network's weights with tempering."""
     if kind == "both" and {"network", "tempering"} <= parts.keys():
         return compared(parts["network"]["model"]["populations"], parts["tempering"]["populations"], parts["tempering"]["ladders"] - 1)
     if kind not in parts:
-        return []
+        return None
     chains = parts["wells"]["chains"]["populations"]
     if kind == "network":
         return compared(parts[kind]["model"]["populations"], chains, WALKERS - 1)
@@ -251,11 +245,12 @@ def row_of(parts: dict) -> list:
     found += [wells["wells"]["acceptance"], wells["chains"]["acceptance"]]
     slow = "model, 64 steps, 4 paths"
     found += [network["model"]["acceptance"], network["model"]["ess"], network[slow]["acceptance"]] if network else [None] * 3
-    z = [max((abs(row["z"]) for row in pair_of(parts, kind)), default=None) for kind in ("network", "tempering", "both")]
-    found += [sum(FEW < p < 1 - FEW for p, _ in wells["chains"]["populations"].values()), *z]
-    if not moving:
+    pairs = [pair_of(parts, kind) for kind in ("network", "tempering", "both")]
+    z = [None if pair is None else max((abs(row["z"]) for row in pair), default=0.0) for pair in pairs]
+    found += [sum(FEW < p < 1 - FEW for p, *_ in wells["chains"]["populations"].values()), *z]
+    rate, limit = rates(wells["chains"], moving) if moving else (math.nan, math.nan)
+    if math.isnan(rate):
         return found + [None] * 4
-    rate, limit = rates(wells["chains"], moving)
     seconds, making = wells["chains"]["seconds"], wells["wells"]["making"]
     return [*found, rate, limit, rate / limit, rate / limit * seconds / (seconds + making)]
 
@@ -264,18 +259,19 @@ def _notes() -> list[str]:
     return [
         f"Withheld molecules of at most {LARGEST} atoms, the first {MOLECULES} by a hash of their names; MMFF94s, 300 K. Size and number "
         "were set by the time that there was, before any was run. Molecules without a file of a part are not in its figures.",
-        "Wells: a normal law about every minimum that distance geometry and symmetry lead to, in internal coordinates, corrected by the "
-        "energy around; no training. Networks learn from chains of them. Acceptance and ESS: raw independent proposals, "
+        "Wells: a normal law about every minimum that distance geometry, turns of bonds and symmetry lead to, in internal coordinates, "
+        "corrected by the energy around; no training. Networks learn from chains of them. Acceptance and ESS: raw independent proposals, "
         f"{DRAWS} of them (2048 with four paths), nothing clipped.",
-        f"Chains: {WALKERS} of wells side by side, a Langevin step and three proposals in turn, errors from their scatter. Networks: "
-        "averages by raw weights, errors from the bootstrap. Both are exact, by different means. Populations are those of each "
-        "torsion's thirds of the turn, between 2 % and 98 %; z is the normal deviate of Welch's t.",
-        f"Tempering: {LADDERS} independent ladders of {RUNGS} walkers from 300 to {300 * HOTTEST:.0f} K for {TEMPERING:.0f} CPU-s, "
-        "Langevin steps and turns of single torsions; it starts at all minima alike and knows nothing of weights; its error is that "
-        "between ladders.",
-        "Samples a second: p (1 - p) / variance of p of the slowest state, by processor time of the chains. MD: entries into a state / "
-        f"(2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only RDKit's forces and the integrator are "
-        "charged. Of each the state that is slowest is taken.",
+        f"Chains: {WALKERS} of wells side by side for {CHAINS:.0f} CPU-s, a Langevin step and three proposals in turn, half of them begun "
+        "in the wells by their weights, half in all alike. Their error and that of tempering is the largest of three: the scatter between "
+        "chains, and half of what differs between first and second halves, and between even and odd chains. Networks: averages by raw "
+        "weights, errors from the bootstrap. All are exact, by different means. Populations are those of each torsion's thirds of the "
+        "turn, between 2 % and 98 % in either; z is the normal deviate of Welch's t, 0 where no population is in between.",
+        f"Tempering: {reference.LADDERS} independent ladders of {reference.RUNGS} walkers from 300 to {300 * reference.HOTTEST:.0f} K "
+        f"for {TEMPERING:.0f} CPU-s, Langevin steps and turns of single torsions; it starts at all minima alike and knows no weights.",
+        "Samples a second: p (1 - p) / variance of p between chains, of the slowest state, by processor time of the chains. MD: entries "
+        f"into a state / (2 p (1 - p)), each counted, at their 95 % Poisson limit, in {DYNAMICS:.0f} CPU-s; only RDKit's forces and "
+        "the integrator are charged. Of each the state that is slowest is taken.",
     ]
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers as forcefields
+from scipy import stats
 
 from dig_core.coordinates.measure import dihedral
+from dig_core.montecarlo.analysis import bootstrap
 from dig_core.montecarlo.wells import Wells
 from dig_core.training.wells import log_target, log_target_and_slope
 from dig_plugins.rdkit import MMFFEnergy, torsions_of
@@ -39,12 +41,19 @@ def indicators(states: np.ndarray):
 
 
 def scattered(visited: np.ndarray) -> dict[str, list[float]]:
-    """Populations of independent chains (chain, visit, torsion) with the error of their mean."""
-    rows = {}
+    """Populations of independent chains (chain, visit, torsion), the errors of chains, and by the scatter between chains alone."""
+    rows, chains, rng = {}, len(visited), np.random.default_rng(0)
     for key, inside in indicators(visited):
-        each = inside.mean(1)
-        rows[key] = [float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))]
+        found = bootstrap(np.mean, inside.reshape(-1), chains=chains, rng=rng)
+        rows[key] = [float(found.value), float(found.stderr), float(inside.mean(1).std(ddof=1) / math.sqrt(chains))]
     return rows
+
+
+def deviate(difference: float, one: float, other: float, dof: int) -> float:
+    """A normal deviate of the same probability as Welch's t; ``other`` has ``dof`` degrees of freedom, ``one`` very many."""
+    total = math.hypot(one, other, 1e-4)  # a population that never changed is known to no better
+    freedom = dof * (total / max(other, 1e-9)) ** 4
+    return float(math.copysign(-stats.norm.ppf(stats.t.sf(abs(difference) / total, min(freedom, 1e6))), difference))
 
 
 def tempered(wells: Wells, energy: MMFFEnergy, mol: Chem.Mol, seconds: float, seed: int) -> dict:

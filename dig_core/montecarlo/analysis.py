@@ -148,12 +148,16 @@ def block_average(x: Vector, n_blocks: int) -> Estimate:
 
 
 def bootstrap(
-    statistic: Callable[..., Any], *arrays: Vector, block: int = 1, n: int = 200, rng: np.random.Generator
+    statistic: Callable[..., Any], *arrays: Vector, block: int = 1, chains: int = 1, n: int = 200, rng: np.random.Generator
 ) -> Estimate:
     """``statistic(*arrays)`` and its bootstrap standard error from ``n`` resamplings of the arrays' common first axis.
 
     ``block = 1`` is for independent samples (Efron, doi:10.1214/aos/1176344552). A chain needs blocks of several
     autocorrelation times, and some 20 of them: drawn from the series closed to a circle (Politis and Romano, 1992).
+
+    ``chains`` > 1: as many stand one after the other, each as long as the next or by one longer. The error is then the largest of
+    three: of whole chains, resampled; half of what their first and second halves differ by; half of what even and odd chains differ
+    by. Begin these two in different places: chains too short to forget where say so (Gelman and Rubin, doi:10.1214/ss/1177011136).
     """
     data = [as_array(array) for array in arrays]
     length = len(data[0])
@@ -161,12 +165,26 @@ def bootstrap(
         raise IncompatibleError(f"expected arrays of one length, got {[len(array) for array in data]}.")
     if not 1 <= block <= length:
         raise IncompatibleError(f"expected a block between 1 and {length} (the number of samples), got {block}.")
-    replicates = []
+    if not 1 <= chains <= max(1, length // 2):
+        raise IncompatibleError(f"expected chains of 2 samples or more, got {chains} of {length} together.")
+    own, replicates = np.array_split(np.arange(length), chains), []
+
+    def of(index: np.ndarray) -> np.ndarray:
+        return np.asarray(statistic(*(array[index] for array in data)), dtype=np.float64)
+
     for _ in range(n):
-        starts = rng.integers(length, size=-(-length // block))
-        index = ((starts[:, None] + np.arange(block)) % length).reshape(-1)[:length]
-        replicates.append(np.asarray(statistic(*(array[index] for array in data)), dtype=np.float64))
-    return Estimate(np.asarray(statistic(*data), dtype=np.float64), np.std(replicates, axis=0, ddof=1))
+        if chains > 1:
+            index = np.concatenate([own[k] for k in rng.integers(chains, size=chains)])
+        else:
+            starts = rng.integers(length, size=-(-length // block))
+            index = ((starts[:, None] + np.arange(block)) % length).reshape(-1)[:length]
+        replicates.append(of(index))
+    errors = [np.std(replicates, axis=0, ddof=1)]
+    if chains > 1:
+        halves = [np.concatenate([np.array_split(chain, 2)[half] for chain in own]) for half in (0, 1)]
+        kinds = [np.concatenate(own[kind::2]) for kind in (0, 1)]
+        errors += [0.5 * np.abs(of(one) - of(other)) for one, other in (halves, kinds)]
+    return Estimate(of(np.arange(length)), np.max(errors, axis=0))
 
 
 # Free energies -------------------------------------------------------------------------------------------------------
@@ -216,12 +234,14 @@ def free_energy_difference(
     weights: Vector | None = None,
     *,
     block: int = 1,
+    chains: int = 1,
     n_bootstrap: int = 200,
     rng: np.random.Generator,
 ) -> Estimate:
     """F_B - F_A = -ln(p_B / p_A) in kT from two (n,) boolean masks, optionally weighted, with its bootstrap error.
 
-    A state never visited gives +inf (B) or -inf (A) with error nan; :class:`StateError` if neither was.
+    ``block`` and ``chains`` as of :func:`bootstrap`. A state never visited gives +inf (B) or -inf (A) with error nan;
+    :class:`StateError` if neither was.
     """
     a, b, w = with_weights(weights, in_a=in_a, in_b=in_b)
 
@@ -238,7 +258,7 @@ def free_energy_difference(
         new_a, new_b = populations(*resampled)
         return new_a / p_a - new_b / p_b
 
-    stderr = bootstrap(linearised, a, b, w, block=block, n=n_bootstrap, rng=rng).stderr
+    stderr = bootstrap(linearised, a, b, w, block=block, chains=chains, n=n_bootstrap, rng=rng).stderr
     return Estimate(math.log(p_a / p_b), float(stderr))
 
 

@@ -92,8 +92,9 @@ def reference_structure(mol: Chem.Mol, *, seed: int = 0, max_atoms: int = MAX_AT
     return found
 
 
-def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
-    """A copy with ``n`` conformers, or nearly as many, of ETKDGv3, rings of all sizes and macrocycles by their known torsions.
+def embed(mol: Chem.Mol, n: int, *, seed: int = 0, preferences: bool = True) -> Chem.Mol:
+    """A copy with ``n`` conformers, or nearly as many, of ETKDGv3, rings of all sizes and macrocycles by their known torsions; of plain
+    distance geometry without ``preferences``, which makes rarer ones (cis amides), and worse ones.
 
     Where ``mol`` has a structure, the hydrogens of a CH2 and other equivalent neighbours keep the places that they have in it: their
     labels are no stereochemistry, and distance geometry alone exchanges them at will.
@@ -103,8 +104,9 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0) -> Chem.Mol:
     copy, found = Chem.Mol(mol), []
     if mol.GetNumConformers():
         Chem.AssignAtomChiralTagsFromStructure(copy, mol.GetConformers()[0].GetId(), replaceExistingTags=True)
-    for small_rings, random in ((True, False), (False, False), (False, True)):
+    for small_rings, random in ((True, False), (False, False), (False, True))[not preferences :]:
         options = rdDistGeom.ETKDGv3()
+        options.useExpTorsionAnglePrefs = options.useBasicKnowledge = preferences
         # RDKit multiplies the seed by the conformer's number: from 0 it draws one conformer again and again.
         options.randomSeed, options.useSmallRingTorsions, options.useRandomCoords = seed % (2**31 - 1) or int(n > 1), small_rings, random
         # Torsions of rings of seven seldom agree with the places of their hydrogens: a few tries, then without.

@@ -31,8 +31,8 @@ class ConformerEnsemble(Weighted):
 
     ``energy`` (n,) kcal/mol; ``log_q`` (n,) log-density of how a conformer was proposed, Angstrom, nan where that is not known;
     ``log_weight`` (n,) raw and never clipped: averages with :attr:`weights` are those of exp(-E/kT), or of the model where the
-    conformers are uncorrected. ``block``: conformers that errors take together, 1 if they are independent. ``acceptance`` of a
-    Metropolis chain on the model's proposals.
+    conformers are uncorrected. ``chains`` that they are of, one after the other, as long as each other; 1 if they are independent: errors
+    grow where these disagree or drift, because they are too short. ``acceptance`` of a Metropolis chain on the model's proposals.
     """
 
     mol: Chem.Mol
@@ -42,7 +42,7 @@ class ConformerEnsemble(Weighted):
     temperature: float
     seed: int
     acceptance: float
-    block: int = 1
+    chains: int = 1
 
     def populations(self, by: list | np.ndarray | None = None) -> dict[tuple[int, ...], Estimate]:
         """State -> population with its bootstrap standard error, the most populated first.
@@ -56,7 +56,7 @@ class ConformerEnsemble(Weighted):
         def shares(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
             return np.bincount(index, weight, minlength=len(labels)) / weight.sum()
 
-        found = analysis.bootstrap(shares, where.reshape(-1), self.weights, block=self.block, n=RESAMPLES, rng=self._rng())
+        found = analysis.bootstrap(shares, where.reshape(-1), self.weights, chains=self.chains, n=RESAMPLES, rng=self._rng())
         order = np.argsort(-found.value, kind="stable")
         return {tuple(labels[i].tolist()): Estimate(float(found.value[i]), float(found.stderr[i])) for i in order}
 
@@ -66,7 +66,8 @@ class ConformerEnsemble(Weighted):
         def mean(x: np.ndarray, weight: np.ndarray) -> float:
             return float(x @ weight / weight.sum())
 
-        return analysis.bootstrap(mean, np.asarray(values, dtype=np.float64), self.weights, block=self.block, n=RESAMPLES, rng=self._rng())
+        values = np.asarray(values, dtype=np.float64)
+        return analysis.bootstrap(mean, values, self.weights, chains=self.chains, n=RESAMPLES, rng=self._rng())
 
     def write_sdf(self, path: str | Path) -> None:
         """Every conformer as a record with its energy, log_q and log_weight; the file is complete or not there."""

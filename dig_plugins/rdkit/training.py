@@ -31,7 +31,7 @@ from .wells import wells_of
 
 __all__ = ["Fitted", "fit_molecule"]
 
-_CONFORMERS = 300
+_CONFORMERS = 200
 _REFINING = 1600  # energies that correct a well
 _SHARE = 0.1  # of the budget for wells
 _ACCEPTED = 0.02  # of their proposals, so that chains go between them

@@ -16,12 +16,16 @@ RESAMPLES = 200
 
 
 class Weighted:
-    """Structures of which ``log_weight`` (n,) says what each weighs; errors take ``block`` of them together."""
+    """Structures of which ``log_weight`` (n,) says what each weighs.
+
+    Errors take ``block`` of them together; or they are of so many ``chains``, as :func:`dig_core.montecarlo.analysis.bootstrap` says.
+    """
 
     log_weight: np.ndarray
     temperature: float
     seed: int
-    block: int
+    block: int = 1
+    chains: int = 1
 
     def __len__(self) -> int:
         return len(self.log_weight)
@@ -40,7 +44,8 @@ class Weighted:
 
         +inf or -inf, error nan, where only one was visited; StateError where neither was.
         """
-        found = analysis.free_energy_difference(a, b, self.weights, block=self.block, n_bootstrap=RESAMPLES, rng=self._rng())
+        how = {"block": self.block, "chains": self.chains}
+        found = analysis.free_energy_difference(a, b, self.weights, **how, n_bootstrap=RESAMPLES, rng=self._rng())
         kt = reduced_unit(self.temperature)
         return Estimate(found.value * kt, found.stderr * kt)
 

@@ -1,4 +1,4 @@
-"""Proposals for conformers without training: a normal law about every MMFF94 minimum that distance geometry and symmetry lead to."""
+"""Proposals for conformers without training: a normal law about every MMFF94 minimum that a search and symmetry lead to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .coordinates import internal_coordinates
 from .energy import MMFFEnergy
 from .facts import stereo_centres
 from .given import check_energy, name_of
-from .minima import minimised
+from .minima import searched
 
 __all__ = ["conformer_wells", "symmetric_copies", "wells_of"]
 
@@ -73,12 +73,12 @@ def wells_of(
 ) -> Wells:
     """A normal law in the internal coordinates of ``dig`` about each minimum that the conformers of ``rough`` lead to.
 
-    They are minimised with MMFF94; symmetry (equivalent atoms exchanged, and the mirror image where no stereocentre forbids it) completes
-    the minima within ``window`` kcal/mol, of which the lowest ``most`` are kept. Each gets its harmonic law under ``energy``, middle and
-    widths then corrected ``refinements`` times by the energy around it.
+    They are minimised with MMFF94, and more is searched beyond them (:func:`.minima.searched`); symmetry (equivalent atoms exchanged, and
+    the mirror image where no stereocentre forbids it) completes the minima within ``window`` kcal/mol, of which the lowest ``most`` are
+    kept. Each gets its harmonic law under ``energy``, middle and widths then corrected ``refinements`` times by the energy around it.
     """
     coordinates, rng = dig.coordinates, torch.Generator().manual_seed(seed % 2**31)
-    low, found = minimised(rough, variant)
+    low, found = searched(rough, variant, window=window, seed=seed)
     positions, energies, fixed = to_geometry(low).positions, torch.from_numpy(found), ~_pyramids(rough, coordinates)
     for copied in (False, True):
         if copied:

@@ -150,6 +150,46 @@ def test_block_errors_of_a_chain_see_its_correlation(rng):
     assert np.mean(naive) == pytest.approx(1 / math.sqrt(n), rel=0.1)
 
 
+def flipping(rng, begin, length: int, rate: float) -> np.ndarray:
+    """(chains, length) of chains between 0 and 1 that flip at ``rate`` a step: either has a half."""
+    flips = rng.random((len(begin), length)) < rate
+    return ((np.asarray(begin)[:, None] + flips.cumsum(1)) % 2).astype(float)
+
+
+def test_chains_too_short_to_forget_have_errors_that_say_so(rng):
+    """Begun in one state alone, their scatter is far too small; begun in two ways, they disagree, and the error covers the truth."""
+    one, two = [], []
+    for _ in range(20):
+        begin = np.zeros(40)
+        one.append(an.block_average(flipping(rng, begin, 100, 0.002).mean(1), 40))
+        begin[1::2] = rng.integers(2, size=20)
+        two.append(an.bootstrap(np.mean, flipping(rng, begin, 100, 0.002).reshape(-1), chains=40, n=50, rng=rng))
+    assert np.mean([abs(x.value - 0.5) / x.stderr for x in one]) > 6
+    assert max(abs(x.value - 0.5) / x.stderr for x in two) < 3
+
+
+def test_chains_that_drift_have_errors_that_say_so(rng):
+    """All begin at 1 and fall as exp(-t / 50) over as many steps: far from 0, where they end."""
+    x = np.exp(-np.arange(50) / 50) + 0.01 * rng.normal(size=(20, 50))
+    found = an.bootstrap(np.mean, x.reshape(-1), chains=20, n=50, rng=rng)
+    assert found.stderr > 0.1 > 20 * x.mean(1).std(ddof=1) / math.sqrt(20)
+
+
+def test_errors_of_long_chains_are_theirs(rng):
+    """The largest of three is some 1.3 times the error, never much less: of statistics with one value and with several."""
+
+    def both(x: np.ndarray) -> np.ndarray:
+        return np.array([x.mean(), 1 - x.mean()])
+
+    series = [flipping(rng, np.arange(20) % 2, 401, 0.3).reshape(-1) for _ in range(60)]
+    found = [an.bootstrap(both, x, chains=20, n=50, rng=rng) for x in series]
+    exact = math.sqrt(0.25 * (0.7 / 0.3) / (20 * 401))
+    assert 1.1 < np.mean([x.stderr for x in found]) / exact < 1.6
+    assert np.mean([((x.value - 0.5) / x.stderr) ** 2 for x in found]) < 1.2
+    with pytest.raises(IncompatibleError, match="2 samples or more"):
+        an.bootstrap(np.mean, np.zeros(7), chains=4, rng=rng)
+
+
 def test_block_average_mean_uses_every_value():
     found = an.block_average([0.0, 0.0, 3.0, 3.0, 4.0], 2)
     assert found == (pytest.approx(2.0), pytest.approx((3.5 - 1.0) / 2))

@@ -71,9 +71,9 @@ def test_exact_laws_hold_with_an_untrained_model(correct):
     found = peroxide(correct)
     assert found.effective_sample_size() > 150 and 0.1 < found.acceptance < 1
     value, stderr = found.average(stretching(found))
-    assert abs(value - 2) < 4 * stderr < 1, (value, stderr)
+    assert abs(value - 2) < 4 * stderr < 1.5, (value, stderr)
     value, stderr = found.free_energy_difference(turn(found) > 0, turn(found) < 0)
-    assert abs(value) < 4 * stderr < 0.5
+    assert abs(value) < 4 * stderr < 0.8
 
 
 def test_any_energy_weighs_the_same_draws():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from dig_core.random import Streams  # noqa: E402
 from dig_core.training.wells import equilibrium, log_target_and_slope  # noqa: E402
 from dig_core.types import Geometry  # noqa: E402
 from dig_plugins.rdkit import MMFFEnergy, of_smiles, sample_conformers, to_geometry  # noqa: E402
+from dig_plugins.rdkit.convert import check_structure, embed  # noqa: E402
+from dig_plugins.rdkit.minima import minimised, searched  # noqa: E402
 from dig_plugins.rdkit.wells import conformer_wells, symmetric_copies  # noqa: E402
 
 
@@ -81,3 +85,36 @@ def test_slopes_are_those_of_the_law():
     slope, step = log_target_and_slope(law, energy, point)[1][0], 1e-4 * torch.eye(point.shape[1], dtype=torch.float64)
     values = log_target_and_slope(law, energy, torch.cat([point + step, point - step]))[0]
     torch.testing.assert_close((values[: len(step)] - values[len(step) :]) / 2e-4, slope, rtol=1e-4, atol=1e-3)
+
+
+def test_minima_that_distance_geometry_never_makes_are_found():
+    """MMFF94s prefers this amide cis, by several kcal/mol; ETKDG makes amides trans."""
+    mol = of_smiles("CC(=O)Nc1nccs1")
+    rough = embed(mol, 40, seed=1)
+    _, made = minimised(rough)
+    low, found = searched(rough, seed=2)
+    assert found.min() < made.min() - 2
+    again, same = minimised(low)
+    np.testing.assert_allclose(same, found, atol=0.05)
+
+
+def test_the_search_keeps_stereoisomer_and_end_atoms():
+    mol = of_smiles("C[C@H](O)/C=C/C(=O)O")
+    low, energies = searched(embed(mol, 16, seed=1), seed=2)
+    near = np.flatnonzero(energies < energies.min() + 6)
+    for k in near.tolist():
+        check_structure(low, low.GetConformers()[k].GetId())
+    assert len(near) > 3
+
+
+def test_chains_of_wells_and_their_weights_agree_on_populations():
+    mol, _ = wells("CCO")
+    weighed, walked = (sample_conformers(mol, 1200, model="wells", correct=how, seed=3) for how in ("reweight", "mc"))
+    assert weighed.chains == 1 < walked.chains and walked.acceptance > 0.5
+    torsion = [(0, 1, 2, 8)]
+    for state, share in weighed.populations(torsion).items():
+        other = walked.populations(torsion)[state]
+        assert abs(share.value - other.value) < 4 * math.hypot(share.stderr, other.stderr) < 0.3
+    u = MMFFEnergy(mol, 300.0)
+    np.testing.assert_allclose(walked.energy, (u(to_geometry(walked.mol)) * u.kt).numpy(), atol=1e-6)
+    assert len(sample_conformers(mol, 1, model="wells", correct="mc", seed=3)) == 1
