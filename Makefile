@@ -4,11 +4,13 @@
 #   make lint        ruff and mypy        make bench       every benchmark
 #   make docs        build/site           make notebooks  the examples in build/notebooks
 #   make check-install  sdist and wheel in an empty environment (CHECK="--lowest": at the lower bounds)
+# Tests run in JOBS=2 processes of one thread each.
 # Override PYTHON to choose an interpreter, VENV to use an environment elsewhere, EXTRAS to install more (EXTRAS=all,dev).
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= openmm,openmmtools,pdbfixer,ase,pymatgen,mdtraj,rdkit,viz,docs,dev
+JOBS ?= 2
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 comma := ,
 BIN := $(VENV)/bin
@@ -27,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/dig-plugins demo --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -60,7 +60,7 @@ class PaperRecipe:
 def gaps(options: Options, training: list[Structure], unguided: np.ndarray) -> tuple[list[Figure], list[Table]]:
     """Gaps asked for, by a judge that is not the guide; the original's recipe beside; what structures look like."""
     guide, judge = TightBindingGap(), LearnedGap.load()
-    figures, rows = [], []
+    known, figures, rows = judged(training, judge), [], []
     for target in TARGETS:
         sets = []
         for seed in seeds(options):
@@ -83,8 +83,10 @@ def gaps(options: Options, training: list[Structure], unguided: np.ndarray) -> t
         )  # fmt: skip
         share = coordination(structures)
         if target in (0.0, 4.0):
-            name, value = ("sp2", share.sp2) if target == 0 else ("sp3", share.sp3)
-            figures.append(Figure(f"{name} share of atoms at {target:g} eV", float(value.mean()), floor=0.80, aim=0.95))
+            name, alike = "sp2" if target == 0 else "sp3", coordination([training[i] for i in hit_rate(known, target).hit.nonzero()[0]])
+            mean, theirs_mean = (float(getattr(one, name).mean()) for one in (share, alike))
+            beside = f"training structures with such a gap: {theirs_mean:.2f}"
+            figures.append(Figure(f"{name} share of atoms at {target:g} eV", mean, floor=0.80, aim=0.95, compared=beside))
         report = match_report(structures, training, primitive_cells=(False,), controls=0, seed=options.seed)
         loose, default = (report.row("samples", name, False) for name in ("loose", "default"))
         room = validity(structures).valid(1.1)

@@ -17,7 +17,7 @@ from .basins import relax
 from .draws import draw, prior_law, reweighted_frames
 from .fit import Progress, Task
 from .frames import frames_of, join_frames, read_frames, write_frames
-from .loop import LoopConfig, LoopResult, optimise
+from .loop import LoopConfig, LoopResult, Trainable, optimise
 from .losses import Denoising, Frames, Objective
 from .pidp import PIDP, TRUST
 from .population import spread_out
@@ -33,12 +33,16 @@ _HOT, _RELAXING = 0.3, 40
 
 @dataclass(frozen=True)
 class Denoise:
-    """Stage: denoising score matching on the frames at hand, blended with their forces; the rest as of :class:`Denoising`."""
+    """Stage: denoising score matching on the frames at hand, blended with their forces; the rest as of :class:`Denoising`.
+
+    ``only``: train the parameters whose names begin so, leave all others as they are.
+    """
 
     config: LoopConfig = LoopConfig()
     blended: bool = True
     company: int = 0
     between: tuple[float, float] | None = None
+    only: str = ""
     name: str = field(default="denoise", init=False)
 
     def run(self, progress: Progress, task: Task) -> Progress:
@@ -46,7 +50,7 @@ class Denoise:
         if progress.frames is None:
             raise IncompatibleError("this stage needs frames: pass frames= to fit, or anneal first.")
         objective = Denoising(progress.frames, progress.dig.descriptor, self.blended, company=self.company, between=self.between)
-        found = train(progress, objective, self.config, task, self.name)
+        found = train(progress, objective, self.config, task, self.name, self.only)
         row = {"stage": self.name, "frames": len(progress.frames), **_last(found)}
         return dataclasses.replace(progress, history=[*progress.history, row], finished=found.finished)
 
@@ -202,11 +206,14 @@ class Physics:
         return Frames(frames.state, force)
 
 
-def train(progress: Progress, objective: Objective, config: LoopConfig, task: Task, label: str) -> LoopResult:
-    """The model of ``progress`` optimised in place, watched by its validation frames; left without gradients."""
+def train(progress: Progress, objective: Objective, config: LoopConfig, task: Task, label: str, only: str = "") -> LoopResult:
+    """The model of ``progress`` optimised in place, watched by its validation frames; left without gradients; ``only`` as of Denoise."""
     dig = progress.dig
     held_out = None if progress.validation is None else Denoising(progress.validation, dig.descriptor)
-    model = dig.model.requires_grad_(True)  # type: ignore[attr-defined]
+    model: Trainable = dig.model  # type: ignore[assignment]
+    chosen = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(only)]
+    if not chosen:
+        raise IncompatibleError(f"the model has no parameters whose names begin with {only!r}.")
     config = dataclasses.replace(config, seed=config.seed + task.seed)
     try:
         return optimise(model, objective, config, validation=held_out, directory=task.directory, progress=task.progress, label=label)

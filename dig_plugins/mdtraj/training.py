@@ -31,13 +31,15 @@ from dig_core.types import Geometry
 
 from ..models import load
 from .backbones import Backbones
-from .observables import pairwise_rmsd
+from .observables import pairwise_rmsd, superpose
 
 __all__ = ["fit_backbones", "untrained_backbones"]
 
 _STEPS = 40  # of the sampler
 _CLIP = 1e4  # of the gradient, which sums over residues
 _PARTING = (0.4, 0.8)  # of time, about 4 to 200 Angstrom
+_WAKING = 200  # steps in which new modes find out how much of the answer is theirs
+_KNOWN = 256  # structures at most that they know
 _COMPARED = 100  # frames among which the most central one is looked for
 
 
@@ -59,7 +61,7 @@ def untrained_backbones(descriptor: Descriptor, *, any_protein: bool = False, se
 def fit_backbones(
     data: Backbones | tuple[Descriptor, Frames] | Sequence[Backbones | tuple[Descriptor, Frames]],
     model: DiG | str | Path | None = None, *, held_out: Sequence[int] = (), steps: int = 3000, batch: int = 8, rate: float = 1e-3,
-    longest: int = 128, apart: int = 0, physics: int = 0,
+    longest: int = 128, apart: int = 0, company: int = 0, physics: int = 0,
     device: str | torch.device = "cpu", out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
     **network,
 ) -> Fitted:  # fmt: skip
@@ -71,12 +73,15 @@ def fit_backbones(
         :class:`~dig_core.coordinates.Backbone` coordinates, with forces where there are some
         (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list. Of what was read from files the
         most central structure becomes the reference.
-    model: None for an untrained network, a model or its name to go on from; with ``modes`` in ``network`` it gets them.
+    model: None for an untrained network, a model or its name to go on from; with ``modes`` in ``network`` it gets them, from the frames
+        that it is trained on, and first of all learns how much of the answer is theirs.
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
     longest: of several proteins, residues of the parts that are trained on.
     apart: of one protein, further steps with half of the times from those at which its states part, noise of 4 to 200 Angstrom: where
         draws crowd in the middle of what was trained on.
+    company: further frames that help each one to its target, see :func:`~dig_core.training.losses.averaged`. It pays for one protein
+        in few states, where noise leaves a choice between frames.
     physics: of one protein with forces, further steps on the Fokker-Planck equation and the forces at its edge (PIDP, article eq. 4).
         Forces on frames are the mean force only on average over what the frames forget.
     device: that trains, such as ``"cuda"``; the model comes back on the processor.
@@ -89,17 +94,19 @@ def fit_backbones(
     several = [data] if isinstance(data, Backbones) or _is_pair(data) else list(data)  # type: ignore[arg-type]
     if not several:
         raise IncompatibleError("expected the backbones of one protein or of several, got none.")
-    if len(several) > 1 and (physics or apart or len(held_out)):
-        raise IncompatibleError("apart, physics and held_out are for one protein, got several: train on one.")
+    if len(several) > 1 and (physics or apart or company or len(held_out)):
+        raise IncompatibleError("apart, company, physics and held_out are for one protein, got several: train on one.")
     began, seed = time.monotonic(), as_seed(seed)
-    systems = [one if _is_pair(one) else (_central(one), _frames(one)) for one in several]  # type: ignore[union-attr, misc]
-    dig = _begun(model, systems, seed % 2**31, network)
+    systems = [one if _is_pair(one) else _read(one) for one in several]  # type: ignore[arg-type, misc]
+    aside = torch.zeros(len(systems[0][1]), dtype=torch.bool)
+    aside[torch.as_tensor(list(held_out), dtype=torch.long)] = True
+    dig = _begun(model, systems, ~aside, seed % 2**31, network)
     dig.model.to(device)  # type: ignore[attr-defined]
     out = owned(out, [descriptor.node.numpy().tobytes() for descriptor, _ in systems], "protein")
     some = max(1, steps // 20)
     config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
     done = (
-        _one(dig, systems[0][1], held_out, config, apart, physics, out, seed % 2**31, progress)
+        _one(dig, systems[0][1], aside, config, apart, company, physics, "modes" in network, out, seed % 2**31, progress)
         if len(systems) == 1 else _several(dig, systems, longest, config, out, seed % 2**31, progress)
     )  # fmt: skip
     done.dig.model.to("cpu")  # type: ignore[attr-defined]
@@ -124,16 +131,22 @@ def _central(backbones: Backbones) -> Descriptor:
     return dataclasses.replace(backbones.descriptor, reference=Geometry(positions[central : central + 1]))
 
 
-def _frames(backbones: Backbones) -> Frames:
-    """float32; a lone structure counts twice, since frames are at least two."""
-    state, _ = Backbone().encode(backbones.geometry, backbones.descriptor)
-    twice = torch.arange(max(2, len(state["pos"]))) % len(state["pos"])
-    return Frames({name: x[twice].float() for name, x in state.items()})
+def _read(backbones: Backbones) -> tuple[Descriptor, Frames]:
+    """float32 frames that lie on the reference, as those that help each other must; a lone one counts twice: they are at least two."""
+    descriptor, alpha = _central(backbones), residues(backbones.descriptor).atoms[:, 1].numpy()
+    laid = superpose(backbones.geometry.positions.numpy(), descriptor.reference.positions[0].numpy(), on=alpha)  # type: ignore[union-attr]
+    state, _ = Backbone().encode(Geometry(torch.from_numpy(laid)), descriptor)
+    twice = torch.arange(max(2, len(laid))) % len(laid)
+    return descriptor, Frames({name: x[twice].float() for name, x in state.items()})
 
 
-def _begun(model: DiG | str | Path | None, systems: list[tuple[Descriptor, Frames]], seed: int, network: dict) -> DiG:
-    """What training starts from, on the first protein; what is given is left as it is."""
-    first, frames = systems[0]
+def _begun(
+    model: DiG | str | Path | None, systems: list[tuple[Descriptor, Frames]], chosen: torch.Tensor, seed: int, network: dict
+) -> DiG:  # fmt: skip
+    """What training starts from, on the ``chosen`` frames of the first protein; what is given is left as it is."""
+    first, frames = systems[0][0], systems[0][1].take(chosen.nonzero()[:, 0])
+    if "modes" in network:
+        network = {"known": min(len(frames), _KNOWN)} | network
     if model is None:
         dig = untrained_backbones(first, any_protein=len(systems) > 1, seed=seed, **network)
     else:
@@ -156,18 +169,20 @@ def _enlarged(model: NoiseScore, network: dict) -> NoiseScore:
 
 
 def _one(
-    dig: DiG, frames: Frames, held_out: Sequence[int], config: LoopConfig, apart: int, physics: int, out: Path | None, seed: int,
-    progress: bool | None,
+    dig: DiG, frames: Frames, aside: torch.Tensor, config: LoopConfig, apart: int, company: int, physics: int, waking: bool,
+    out: Path | None, seed: int, progress: bool | None,
 ) -> Progress:  # fmt: skip
     """Trained on one protein, by the stages that any system is trained by."""
     if physics and frames.force is None:
         raise IncompatibleError("physics needs forces: make the frames with dig_plugins.openmm.frame_forces.")
-    aside = torch.zeros(len(frames), dtype=torch.bool)
-    aside[torch.as_tensor(list(held_out), dtype=torch.long)] = True
-    stages: list[Stage] = [Denoise(config)]
+    stages: list[Stage] = []
+    if waking:
+        first = dataclasses.replace(config, steps=min(_WAKING, config.steps), every=max(1, _WAKING // 5))
+        stages.append(Denoise(first, company=company, between=_PARTING, only="network.collective.gates"))
+    stages.append(Denoise(config, company=company))
     if apart:
         later = dataclasses.replace(config, steps=apart, rate=0.6 * config.rate, every=max(1, apart // 10))
-        stages.append(Denoise(later, between=_PARTING))
+        stages.append(Denoise(later, company=company, between=_PARTING))
     if physics:
         later = dataclasses.replace(config, steps=physics, rate=0.1 * config.rate, every=max(1, physics // 10))
         stages.append(Physics(later, trust=None))  # all frames alike: their forces are right on average only

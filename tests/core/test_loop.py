@@ -27,6 +27,7 @@ from dig_core.system.descriptor import molecule
 from dig_core.testing import Sabotaged
 from dig_core.training import losses as losses_module
 from dig_core.training.draws import reweighted_frames
+from dig_core.training.fit import fit
 from dig_core.training.frames import frames_of
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames, averaged, blend, denoising_loss, fisher_information
@@ -146,6 +147,22 @@ def test_company_is_what_denoising_and_its_stage_say():
     ]
     assert losses[1] < 0.8 * losses[0]
     assert Denoise(CONFIG, company=3).company == 3
+
+
+def test_a_stage_trains_only_what_it_is_told_to():
+    network = CartesianGraphormer({"width": 16, "heads": 2, "layers": 1})
+    model = NoiseScore(network, Joint(pos=Diffusion(ZeroCentroid(3), LogSNR()))).requires_grad_(False)
+    dig = DiG(model, Cartesian(), WATER, Card(name="water"))
+    data = Frames({"pos": torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(1))})
+    name = "network." + next(name for name, _ in network.named_parameters())
+    before = {k: x.clone() for k, x in dig.model.state_dict().items()}
+    fit(dig, [Denoise(LoopConfig(steps=3, batch=16, every=3), only=name)], frames=data)
+    assert {k for k, x in dig.model.state_dict().items() if not torch.equal(x, before[k])} <= {name}
+    assert not any(p.requires_grad for p in dig.model.parameters())
+    fit(dig, [Denoise(LoopConfig(steps=3, batch=16, every=3))], frames=data)
+    assert len([k for k, x in dig.model.state_dict().items() if not torch.equal(x, before[k])]) > 3
+    with pytest.raises(IncompatibleError, match="no parameters"):
+        fit(dig, [Denoise(CONFIG, only="heads")], frames=data)
 
 
 def test_spread_loss_does_not_move_the_mean():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from dig_core.coordinates import Backbone
+from dig_core.diffusion import SO3
 from dig_core.diffusion.rotations import rotation_matrix
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import BackboneGraphormer
-from dig_core.nn.collective import Collective, attitude
+from dig_core.nn.collective import Collective, attitude, departures, twist_variance
 from dig_core.nn.residues import ALONG, along
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
@@ -31,7 +33,10 @@ SEQUENCE = "MKGAVLPD"
 def awake(descriptor, **options) -> NoiseScore:
     """A float64 network whose head answers."""
     network = BackboneGraphormer(**SMALL, **options).double()
-    layers = [network.head[2]] if network.collective is None else [network.head[2], network.collective.told, network.collective.answer]
+    layers = [network.head[2]] if network.collective is None else [network.head[2], network.collective.told, network.collective.gates[2]]
+    if network.collective is not None:
+        for part in (network.collective.along, network.collective.known):
+            torch.nn.init.normal_(part, std=0.3, generator=torch.Generator().manual_seed(2))
     for layer in layers:
         torch.nn.init.normal_(layer.weight, std=0.3, generator=torch.Generator().manual_seed(1))
     return NoiseScore(network, network.process(descriptor)).requires_grad_(False)
@@ -59,7 +64,7 @@ def test_score_is_tangent_and_independent_of_its_batch(process):
 @pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
 def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t, modes):
     descriptor = known(SEQUENCE) if modes else protein(SEQUENCE)
-    model = awake(descriptor, **({"members": len(SEQUENCE), "reference": True, "modes": modes} if modes else {}))
+    model = awake(descriptor, **({"members": len(SEQUENCE), "reference": True, "modes": modes, "known": 5} if modes else {}))
     state, t = states(model), torch.tensor([t], dtype=torch.float64)
     turn = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
     matrix = rotation_matrix(turn)
@@ -96,10 +101,36 @@ def test_modes_begin_with_the_principal_motions_of_structures():
     spin = torch.stack([torch.linalg.cross(e.expand(9, 3), fixed).flatten() for e in torch.eye(3).double()])
     axis = (axis.flatten() - torch.linalg.pinv(spin) @ (spin @ axis.flatten())).view(9, 3)
     gone = torch.linspace(-0.05, 0.05, 12, dtype=torch.float64)[:, None, None] * axis
-    part = Collective(9, 8, 2).double().requires_grad_(False)
+    part = Collective(9, 8, 2, 5).double().requires_grad_(False)
     part.start(fixed + gone, fixed_turn.expand(12, 9, 3, 3), fixed, fixed_turn)
     assert abs(float(part.along[0, :27] @ axis.flatten() / axis.norm())) > 0.99
-    assert not part.along[0, 27:].any() and not part.ways[0, 1].any()
+    assert not part.along[0, 27:].any()
+    wanted = torch.linspace(-0.05, 0.05, 12).double()[[0, 3, 6, 8, 11]] * axis.norm()
+    torch.testing.assert_close(part.known[:, 0].abs(), wanted.abs(), rtol=0.05, atol=0.002)
+
+
+def test_what_is_expected_of_motions_is_the_posterior_mean_of_their_mixture():
+    rng = torch.Generator().manual_seed(7)
+    part = Collective(4, 8, 2, 6).double().requires_grad_(False)
+    part.known.copy_(torch.randn(6, 2, generator=rng))
+    part.widths.fill_(math.log(0.4))
+    left, variance = torch.tensor([[0.7, 0.5]]).double(), torch.tensor([[0.3, 0.2]]).double()
+    clean = part.known[torch.randint(6, (400_000,), generator=rng)] + 0.4 * torch.randn(400_000, 2, generator=rng)
+    for gone in torch.tensor([[0.3, -0.4], [-1.5, 0.2]]).double():
+        weight = torch.exp(-0.5 * ((gone - left * clean) ** 2 / variance).sum(1))
+        wanted = (weight[:, None] * clean).sum(0) / weight.sum()
+        torch.testing.assert_close(part._due(gone[None], left, variance)[0], wanted, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("angle", [0.1, 0.6, 1.5])
+def test_twists_spread_as_brownian_turns_do(angle):
+    n = 20_000
+    raw = torch.randn(1, n, 3, generator=torch.Generator().manual_seed(8)).double()
+    turn = rotation_matrix(SO3(n).heat_step(raw, torch.tensor(angle).double()))
+    eye, none = torch.eye(3).double(), torch.zeros(n, 3).double()
+    _, twist = departures(eye[None], none[None], turn, none, eye.expand(n, 3, 3))
+    wanted = float(twist_variance(torch.tensor(angle).double()))
+    assert abs(float(twist.square().mean()) / wanted - 1) < 0.03
 
 
 def test_neighbours_along_the_chain_are_seen_where_they_are():
@@ -164,7 +195,7 @@ def test_models_of_one_protein_and_reference_are_refused_elsewhere():
     with pytest.raises(IncompatibleError, match="reference structure"):
         reader.moments(states(reader), torch.tensor([0.5]), protein(SEQUENCE))
     with pytest.raises(IncompatibleError, match="reference"):
-        BackboneGraphormer(modes=4, members=8)
+        BackboneGraphormer(modes=4, members=8, known=3)
     with pytest.raises(IncompatibleError, match="process"):
         BackboneGraphormer(process="poisson")
 

@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", help="a model to go on from: a shipped one's name, or a checkpoint")
     parser.add_argument("--modes", type=int, help="give the model that many collective motions")
+    parser.add_argument("--company", type=int, default=0, help="of one protein, further frames that help each to its target")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -148,8 +149,8 @@ def main() -> None:
     network = {} if given.modes is None else {"modes": given.modes}
     found = fit_backbones(
         data, given.start, held_out=aside, steps=given.steps or recipe.steps, batch=given.batch or recipe.batch, rate=given.rate,
-        apart=recipe.apart if given.apart is None else given.apart, device=given.device, out=given.out, seed=given.seed,
-        **network,
+        apart=recipe.apart if given.apart is None else given.apart, company=given.company, device=given.device,
+        out=given.out, seed=given.seed, **network,
     )  # fmt: skip
     if not found.finished:
         raise SystemExit("stopped: run the same command again to go on.")
