@@ -83,6 +83,20 @@ def test_found_sites_are_the_minima_of_the_surface(guest):
     assert relaxed.compare(reference, tol=0.05, baselines=()).coverage == 1
 
 
+def test_a_density_that_hardly_varies_has_no_more_sites_than_the_surface_has_minima():
+    """H on Pt(111): mean shift stalls between its three minima. What it stalls at counts for one of them, and nothing is lost."""
+    surface = SiteSurface.from_table("Pt", "H")
+    slab = fcc111("Pt", (2, 2, 4), a=float(np.linalg.norm(surface.vectors[0])) * math.sqrt(2), vacuum=8)
+    found = find_sites(slab, "H", "adsorb-fcc111", n=50, seed=1)
+    assert len(found) <= 3
+    assert sum(site.probability for site in found) == pytest.approx(1) and sum(site.count for site in found) == 50
+    on = surface.on(slab)
+    names = [list(on.populations(300.0))[int(on.nearest_site(on.fractions(site.position[None]))[0])] for site in found]
+    assert len(set(names)) == len(names) and "bridge" not in names
+
+
 def test_what_a_search_cannot_use_is_refused():
     with pytest.raises(IncompatibleError, match="width"):
         find_sites(SLAB, "H", "adsorb-fcc111", width=2.0)
+    with pytest.raises(IncompatibleError, match="barrier"):
+        find_sites(SLAB, "H", "adsorb-fcc111", barrier=-1.0)
