@@ -14,9 +14,9 @@ from ..errors import IncompatibleError
 from ..system.descriptor import Descriptor
 from ..system.protein import RESIDUES, Residues, residues
 from ..types import State, Tangent
-from .collective import Collective, Motion
 from .embed import TimeEmbedding, seeded
 from .graphormer import attention, modulated_norm, split_heads
+from .known import KnownStructures, Recollection
 from .residues import ALONG, TOLD, Told, View, along, channels, displacements, lengths, n_lengths
 
 __all__ = ["BackboneGraphormer"]
@@ -49,8 +49,7 @@ class BackboneGraphormer(nn.Module):
         1,500 Angstrom. Orientations perform Brownian motion either way.
     members: number of residues, for a model of one protein: each then has an embedding of its own. None: for any protein.
     reference: whether the descriptor's reference structure is read.
-    modes, known: of one protein with a reference, motions of all residues at once that it is seen to have gone along, and structures
-        whose amounts of them are known (:mod:`.collective`).
+    known: of one protein, structures at most whose mixture answers where noise hides single residues (:mod:`.known`).
     single, couple: widths of the descriptor's embeddings, 0 if there are none.
     scale: Angstrom a unit of ``pos``. seed: of the initial weights.
 
@@ -61,23 +60,20 @@ class BackboneGraphormer(nn.Module):
 
     def __init__(
         self, width: int = 128, heads: int = 4, layers: int = 4, *, ffn: int = 2, pair: int = 32, heard: int = 16, basis: int = 16,
-        process: str = "ou", members: int | None = None, reference: bool = False, modes: int = 0, known: int = 0,
-        single: int = 0, couple: int = 0, scale: float = 10.0, seed: int = 0,
+        process: str = "ou", members: int | None = None, reference: bool = False, known: int = 0, single: int = 0,
+        couple: int = 0, scale: float = 10.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if width % heads or process not in _SCHEDULES:
             raise IncompatibleError(
                 f"expected heads that divide width and a process in {sorted(_SCHEDULES)}, got {heads}, {width} and {process!r}."
             )
-        if bool(modes) != bool(known) or (modes and not (members and reference)):
-            raise IncompatibleError(
-                f"modes are of one protein that has a reference and known structures, got {modes} with {known} known, members {members} "
-                f"and reference {reference}: give all of them or none."
-            )
+        if known and not members:
+            raise IncompatibleError(f"known structures are of one protein, got {known} for any: give members.")
         self.config = {
             "width": width, "heads": heads, "layers": layers, "ffn": ffn, "pair": pair, "heard": heard, "basis": basis,
-            "process": process, "members": members, "reference": reference, "modes": modes, "known": known, "single": single,
-            "couple": couple, "scale": scale, "seed": seed,
+            "process": process, "members": members, "reference": reference, "known": known, "single": single, "couple": couple,
+            "scale": scale, "seed": seed,
         }  # fmt: skip
         self.coordinates, self.schedule, self.heads = Backbone(scale), _SCHEDULES[process], heads
         with seeded(seed):
@@ -103,18 +99,18 @@ class BackboneGraphormer(nn.Module):
             self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
-            self.collective = Collective(members, width, modes, known) if members and modes else None
+            self.known_structures = KnownStructures(members, width, known) if members and known else None
 
     def process(self, descriptor: Descriptor) -> Joint:
         """The process that noises proteins of this many residues."""
         n = int((descriptor.node[:, 1] == 0).sum())
         return Joint(pos=Diffusion(ZeroCentroid(n), self.schedule), rot=Diffusion(SO3(n), Geometric(*_ANGLE)))
 
-    def look_at(self, state: State, descriptor: Descriptor) -> None:
-        """Let the modes, if there are any, be the principal motions of these frames of ``descriptor``, and frames what is known of them."""
-        if self.collective is not None:
+    def look_at(self, state: State) -> None:
+        """Know the structures of these frames, if any can be known."""
+        if self.known_structures is not None:
             like = self.norm.weight
-            self.collective.start(state["pos"].to(like), rotation_matrix(state["rot"]).to(like), *self._reference(descriptor))
+            self.known_structures.start(state["pos"].to(like), rotation_matrix(state["rot"]).to(like))
 
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
         """Noise departures and log-variances of B states at times ``t`` (1,) or (B,)."""
@@ -124,10 +120,10 @@ class BackboneGraphormer(nn.Module):
         pos, turn = (state["pos"] / size).to(like), rotation_matrix(state["rot"]).to(like)
         time = self.time(self._clock(t))
         reference = None if self.known is None else self._reference(descriptor)
-        motion = None
-        if self.collective is not None and reference is not None:
-            motion = self.collective(pos, turn, *reference, self._signal(t), *self._noise(t), size.to(like), time)
-            time = time + motion.told
+        recollection = None
+        if self.known_structures is not None:
+            noise, angle = self._noise(t)
+            recollection = self.known_structures(pos, turn, self._signal(t), noise / size.to(like), angle, time)
         active, x = F.silu(time), self._residues(known, descriptor)
         pair = self._pairs(pos, turn, x, active, known, descriptor.couple, reference)
         first, *biases, last = self._biases(pair)
@@ -136,7 +132,7 @@ class BackboneGraphormer(nn.Module):
         x = x + time[:, None] + self._hear(first, pair, told) + self.along(chain[1])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias, pos, turn, active)
-        return self._read(self.norm(x), last, pos, turn, told, chain, motion, t)
+        return self._read(self.norm(x), last, pos, turn, told, chain, recollection, t)
 
     def _clock(self, t: Tensor) -> Tensor:
         """(T,) what the network knows of the time: the log signal-to-noise ratio of positions, which no schedule changes."""
@@ -203,7 +199,7 @@ class BackboneGraphormer(nn.Module):
 
     def _read(
         self, x: Tensor, bias: Tensor, pos: Tensor, turn: Tensor, told: Told | None, chain: tuple[Tensor, Tensor],
-        motion: Motion | None, t: Tensor,
+        recollection: Recollection | None, t: Tensor,
     ) -> tuple[Tangent, Tangent]:  # fmt: skip
         """Tangents of the state's components, and log-variances: of alpha carbons one a structure, as their space wants it."""
         query, key = split_heads(self.towards(x), 2, self.heads, x.dtype)
@@ -219,7 +215,7 @@ class BackboneGraphormer(nn.Module):
         # Of the residue's own frame: a shift, and the axis of a turn.
         own = (gates.unflatten(-1, (2, -1, 1)) * ways).sum(3) + free.unflatten(-1, (2, 3))
         answer = (turn[:, :, None] @ own[..., None])[..., 0]
-        shift, twist = (answer if motion is None else motion.mend(answer)).unbind(2)
+        shift, twist = (answer if recollection is None else recollection.mend(answer)).unbind(2)
         noise, floors = {}, self._noise(t)
         for name, part, schedule, least in zip(("pos", "rot"), (shift, twist), (self.schedule, Geometric(*_ANGLE)), floors, strict=True):
             sigma = schedule.sigma(t).reshape(-1, 1, 1).to(x)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from dig_core.random import as_seed
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import residues
-from dig_core.training.fit import Fitted, Progress, Stage
+from dig_core.training.fit import Fitted, Progress, Stage, Task
 from dig_core.training.fit import fit as run_stages
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Frames
@@ -38,8 +39,8 @@ __all__ = ["fit_backbones", "untrained_backbones"]
 _STEPS = 40  # of the sampler
 _CLIP = 1e4  # of the gradient, which sums over residues
 _PARTING = (0.4, 0.8)  # of time, about 4 to 200 Angstrom
-_WAKING = 200  # steps in which new modes find out how much of the answer is theirs
-_KNOWN = 256  # structures at most that they know
+_WAKING = 200  # steps in which a network finds out how much of its answer known structures give
+_MANY = 32  # structures in each of them
 _COMPARED = 100  # frames among which the most central one is looked for
 
 
@@ -73,8 +74,8 @@ def fit_backbones(
         :class:`~dig_core.coordinates.Backbone` coordinates, with forces where there are some
         (:func:`dig_plugins.openmm.frame_forces`): they are learned from too. One protein, or a list. Of what was read from files the
         most central structure becomes the reference.
-    model: None for an untrained network, a model or its name to go on from; with ``modes`` in ``network`` it gets them, from the frames
-        that it is trained on, and first of all learns how much of the answer is theirs.
+    model: None for an untrained network, a model or its name to go on from; with ``known`` in ``network`` it is given that many of the
+        frames that it is trained on, and first of all learns how much of the answer is theirs, from half of them.
     held_out: of one protein, frames that are not trained on but watched.
     steps, batch, rate: of training; batch in structures.
     longest: of several proteins, residues of the parts that are trained on.
@@ -106,7 +107,7 @@ def fit_backbones(
     some = max(1, steps // 20)
     config = LoopConfig(steps, batch, rate, warmup=min(100, some), average=0.998, clip=_CLIP, every=some)
     done = (
-        _one(dig, systems[0][1], aside, config, apart, company, physics, "modes" in network, out, seed % 2**31, progress)
+        _one(dig, systems[0][1], aside, config, apart, company, physics, bool(network.get("known")), out, seed % 2**31, progress)
         if len(systems) == 1 else _several(dig, systems, longest, config, out, seed % 2**31, progress)
     )  # fmt: skip
     done.dig.model.to("cpu")  # type: ignore[attr-defined]
@@ -145,15 +146,13 @@ def _begun(
 ) -> DiG:  # fmt: skip
     """What training starts from, on the ``chosen`` frames of the first protein; what is given is left as it is."""
     first, frames = systems[0][0], systems[0][1].take(chosen.nonzero()[:, 0])
-    if "modes" in network:
-        network = {"known": min(len(frames), _KNOWN)} | network
+    if network.get("known"):
+        network = network | {"known": min(len(frames), network["known"])}
     if model is None:
         dig = untrained_backbones(first, any_protein=len(systems) > 1, seed=seed, **network)
     else:
         dig = (model if isinstance(model, DiG) else load(model)).on(first)
         dig = dataclasses.replace(dig, model=_enlarged(dig.model, network) if network else copy.deepcopy(dig.model))
-    if "modes" in network:
-        dig.model.network.look_at(frames.state, first)
     return dig
 
 
@@ -177,9 +176,12 @@ def _one(
         raise IncompatibleError("physics needs forces: make the frames with dig_plugins.openmm.frame_forces.")
     stages: list[Stage] = []
     if waking:
-        first = dataclasses.replace(config, steps=min(_WAKING, config.steps), every=max(1, _WAKING // 5))
-        stages.append(Denoise(first, company=company, between=_PARTING, only="network.collective.gates"))
-    stages.append(Denoise(config, company=company))
+        many, every = max(_MANY, config.batch), max(1, _WAKING // 5)
+        first = dataclasses.replace(config, steps=_WAKING, batch=many, rate=2 * config.rate, clip=100.0, every=every)
+        gates = Denoise(first, company=company, between=_PARTING, only="network.known_structures.gates")
+        stages += [_Remember(2), gates, _Remember(1)]
+    if config.steps:
+        stages.append(Denoise(config, company=company))
     if apart:
         later = dataclasses.replace(config, steps=apart, rate=0.6 * config.rate, every=max(1, apart // 10))
         stages.append(Denoise(later, company=company, between=_PARTING))
@@ -190,6 +192,19 @@ def _one(
         dig, stages, frames=frames.take((~aside).nonzero()[:, 0]), validation=frames.take(aside.nonzero()[:, 0]) if aside.any() else None,
         directory=None if out is None else out / "stages", seed=seed, progress=progress,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Remember:
+    """Stage: the network is given one of ``every`` frames to know; from those it does not know it learns what knowing others is worth."""
+
+    every: int
+    name: str = field(default="remember", init=False)
+
+    def run(self, progress: Progress, task: Task) -> Progress:
+        network, frames = progress.dig.model.network, progress.frames  # type: ignore[attr-defined]
+        network.look_at(frames.take(slice(None, None, self.every)).state)  # type: ignore[union-attr]
+        return progress
 
 
 def _several(

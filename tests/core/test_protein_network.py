@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import torch
 
 from dig_core.coordinates import Backbone
-from dig_core.diffusion import SO3
 from dig_core.diffusion.rotations import rotation_matrix
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.nn import BackboneGraphormer
-from dig_core.nn.collective import Collective, attitude, departures, twist_variance
+from dig_core.nn.known import KnownStructures, concentration, mean_rotation
 from dig_core.nn.residues import ALONG, along
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
@@ -33,10 +31,13 @@ SEQUENCE = "MKGAVLPD"
 def awake(descriptor, **options) -> NoiseScore:
     """A float64 network whose head answers."""
     network = BackboneGraphormer(**SMALL, **options).double()
-    layers = [network.head[2]] if network.collective is None else [network.head[2], network.collective.told, network.collective.gates[2]]
-    if network.collective is not None:
-        for part in (network.collective.along, network.collective.known):
-            torch.nn.init.normal_(part, std=0.3, generator=torch.Generator().manual_seed(2))
+    layers = [network.head[2]]
+    if network.known_structures is not None:
+        layers.append(network.known_structures.gates[2])
+        rng = torch.Generator().manual_seed(2)
+        count = network.config["known"]
+        found = {name: torch.randn(count, len(SEQUENCE), 3, generator=rng).double() for name in ("pos", "rot")}
+        network.look_at(found)
     for layer in layers:
         torch.nn.init.normal_(layer.weight, std=0.3, generator=torch.Generator().manual_seed(1))
     return NoiseScore(network, network.process(descriptor)).requires_grad_(False)
@@ -60,11 +61,11 @@ def test_score_is_tangent_and_independent_of_its_batch(process):
     check_score_model(model, states(model), descriptor)
 
 
-@pytest.mark.parametrize("modes", [0, 3])
+@pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
-def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t, modes):
-    descriptor = known(SEQUENCE) if modes else protein(SEQUENCE)
-    model = awake(descriptor, **({"members": len(SEQUENCE), "reference": True, "modes": modes, "known": 5} if modes else {}))
+def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t, count):
+    descriptor = protein(SEQUENCE)
+    model = awake(descriptor, **({"members": len(SEQUENCE), "known": count} if count else {}))
     state, t = states(model), torch.tensor([t], dtype=torch.float64)
     turn = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
     matrix = rotation_matrix(turn)
@@ -78,59 +79,61 @@ def test_score_turns_with_the_protein_and_tells_mirror_images_apart(t, modes):
     assert (mirrored.noise["pos"] + wanted.noise["pos"]).abs().max() > 1e-3
 
 
-def test_attitude_is_the_rotation_of_what_was_turned_and_smooth_where_there_is_none():
-    rng = torch.Generator().manual_seed(3)
-    fixed, fixed_turn = (torch.randn(9, 3, generator=rng).double() for _ in range(2))
-    fixed_turn, turn = rotation_matrix(fixed_turn), rotation_matrix(torch.randn(4, 3, generator=rng).double())
-    noise = torch.full((1, 1, 1), 0.5, dtype=torch.float64)
-    found = attitude(fixed @ turn.transpose(1, 2), turn[:, None] @ fixed_turn, fixed, fixed_turn, noise, noise)
-    torch.testing.assert_close(found, turn, rtol=0, atol=0.02)
-    # Where the overlap is nothing the polar factor of rotations has no limit, this one fades.
-    nothing = torch.zeros(1, 9, 3, dtype=torch.float64, requires_grad=True)
-    blind = attitude(nothing, torch.zeros(1, 9, 3, 3).double(), fixed, fixed_turn, noise, noise)
-    assert not blind.any()
-    assert torch.autograd.grad(blind[0, 0, 0], nothing)[0].isfinite().all()
+def uniform_rotations(n: int, seed: int) -> torch.Tensor:
+    """(n, 3, 3), of unit quaternions."""
+    q = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)).double()
+    q = q / q.norm(dim=1, keepdim=True)
+    half = torch.atan2(q[:, 1:].norm(dim=1, keepdim=True), q[:, :1])
+    return rotation_matrix(2 * half * torch.nn.functional.normalize(q[:, 1:], dim=1))
 
 
-def test_modes_begin_with_the_principal_motions_of_structures():
-    rng = torch.Generator().manual_seed(6)
-    fixed, axis = torch.randn(2, 9, 3, generator=rng).double()
-    fixed_turn = rotation_matrix(torch.randn(9, 3, generator=rng).double())
-    axis = axis - axis.mean(0)
-    # Shifts that turn nothing: laying structures back must not take a part of them away.
-    spin = torch.stack([torch.linalg.cross(e.expand(9, 3), fixed).flatten() for e in torch.eye(3).double()])
-    axis = (axis.flatten() - torch.linalg.pinv(spin) @ (spin @ axis.flatten())).view(9, 3)
-    gone = torch.linspace(-0.05, 0.05, 12, dtype=torch.float64)[:, None, None] * axis
-    part = Collective(9, 8, 2, 5).double().requires_grad_(False)
-    part.start(fixed + gone, fixed_turn.expand(12, 9, 3, 3), fixed, fixed_turn)
-    assert abs(float(part.along[0, :27] @ axis.flatten() / axis.norm())) > 0.99
-    assert not part.along[0, 27:].any()
-    wanted = torch.linspace(-0.05, 0.05, 12).double()[[0, 3, 6, 8, 11]] * axis.norm()
-    torch.testing.assert_close(part.known[:, 0].abs(), wanted.abs(), rtol=0.05, atol=0.002)
+@pytest.mark.parametrize("size", [0.01, 1.0, 3.0])
+def test_mean_rotation_is_that_of_the_law(size):
+    turns = uniform_rotations(300_000, 3)
+    overlap = size * torch.randn(3, 3, generator=torch.Generator().manual_seed(4)).double()
+    weight = (overlap * turns).sum((1, 2)).exp()
+    log_norm, mean = mean_rotation(overlap)
+    assert abs(float(log_norm - weight.mean().log())) < 0.02
+    torch.testing.assert_close(mean, (weight[:, None, None] * turns).sum(0) / weight.sum(), rtol=0, atol=0.01)
+    # The mean is the slope of the norm, and a sharp law has its mean where the overlap is largest.
+    overlap.requires_grad_(True)
+    torch.testing.assert_close(torch.autograd.grad(mean_rotation(overlap)[0], overlap)[0], mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mean_rotation(1e6 * turns[:5])[1], turns[:5], rtol=0, atol=1e-5)
 
 
-def test_what_is_expected_of_motions_is_the_posterior_mean_of_their_mixture():
-    rng = torch.Generator().manual_seed(7)
-    part = Collective(4, 8, 2, 6).double().requires_grad_(False)
-    part.known.copy_(torch.randn(6, 2, generator=rng))
-    part.widths.fill_(math.log(0.4))
-    left, variance = torch.tensor([[0.7, 0.5]]).double(), torch.tensor([[0.3, 0.2]]).double()
-    clean = part.known[torch.randint(6, (400_000,), generator=rng)] + 0.4 * torch.randn(400_000, 2, generator=rng)
-    for gone in torch.tensor([[0.3, -0.4], [-1.5, 0.2]]).double():
-        weight = torch.exp(-0.5 * ((gone - left * clean) ** 2 / variance).sum(1))
-        wanted = (weight[:, None] * clean).sum(0) / weight.sum()
-        torch.testing.assert_close(part._due(gone[None], left, variance)[0], wanted, rtol=0, atol=0.01)
+@pytest.mark.parametrize("angle", [0.05, 0.5, 1.0, 1.7])
+def test_concentration_is_that_of_brownian_motion(angle):
+    square = torch.tensor(angle**2).double()
+    _, mean = mean_rotation(concentration(square) * torch.eye(3).double())
+    assert abs(float(mean[0, 0] / torch.exp(-square)) - 1) < 0.12
 
 
-@pytest.mark.parametrize("angle", [0.1, 0.6, 1.5])
-def test_twists_spread_as_brownian_turns_do(angle):
-    n = 20_000
-    raw = torch.randn(1, n, 3, generator=torch.Generator().manual_seed(8)).double()
-    turn = rotation_matrix(SO3(n).heat_step(raw, torch.tensor(angle).double()))
-    eye, none = torch.eye(3).double(), torch.zeros(n, 3).double()
-    _, twist = departures(eye[None], none[None], turn, none, eye.expand(n, 3, 3))
-    wanted = float(twist_variance(torch.tensor(angle).double()))
-    assert abs(float(twist.square().mean()) / wanted - 1) < 0.03
+def test_what_known_structures_expect_is_the_posterior_mean_over_them_and_all_rotations():
+    """By hand: importance weights of many rotations of each structure; orientations so noisy that they say nothing."""
+    part, rng = KnownStructures(6, 8, 3).double().requires_grad_(False), torch.Generator().manual_seed(7)
+    held = torch.randn(3, 6, 3, generator=rng).double()
+    part.pos.copy_(held - held.mean(1, keepdim=True))
+    signal, noise = (torch.tensor(x).double().view(1, 1, 1) for x in (0.8, 0.7))
+    turns = uniform_rotations(100_000, 8)
+    clean = torch.einsum("rij,fnj->frni", turns, part.pos).flatten(0, 1)
+    for row in (0, 70_000, 250_000):
+        seen = signal * clean[row] + noise * torch.randn(6, 3, generator=rng).double()
+        weight = torch.softmax(-0.5 * ((seen - signal * clean) ** 2 / noise**2).sum((1, 2)), 0)
+        found = part(seen, torch.eye(3).expand(1, 6, 3, 3).double(), signal, noise, 9 * noise, torch.zeros(1, 8).double())
+        torch.testing.assert_close(found.due[0], torch.einsum("s,sni->ni", weight, clean), rtol=0, atol=0.03)
+
+
+def test_known_structures_are_even_and_as_wide_as_they_are_apart():
+    line = torch.linspace(0, 1, 9).double()[:, None, None] * torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).double()
+    shape = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)).double()
+    frames = 5 * (shape - shape.mean(0)) + line - line.mean(1, keepdim=True)
+    turns = uniform_rotations(9, 5)
+    part = KnownStructures(5, 8, 5).double()
+    part.start(frames @ turns.transpose(1, 2), turns[:, None].expand(9, 5, 3, 3))
+    torch.testing.assert_close(part.pos, (frames @ turns.transpose(1, 2))[::2])
+    apart = float((frames[2] - frames[0]).square().mean().sqrt())
+    assert 0.4 * apart < float(part.width[0]) <= 0.5 * apart * 1.001  # less, where laying one on the other takes a part of it away
+    assert float(part.width[1]) < 0.3 * apart
 
 
 def test_neighbours_along_the_chain_are_seen_where_they_are():
@@ -194,8 +197,8 @@ def test_models_of_one_protein_and_reference_are_refused_elsewhere():
     reader = awake(protein(SEQUENCE), reference=True)
     with pytest.raises(IncompatibleError, match="reference structure"):
         reader.moments(states(reader), torch.tensor([0.5]), protein(SEQUENCE))
-    with pytest.raises(IncompatibleError, match="reference"):
-        BackboneGraphormer(modes=4, members=8, known=3)
+    with pytest.raises(IncompatibleError, match="known structures"):
+        BackboneGraphormer(known=3)
     with pytest.raises(IncompatibleError, match="process"):
         BackboneGraphormer(process="poisson")
 

@@ -16,7 +16,7 @@ from dig_core.random import Streams
 from dig_core.system.protein import protein
 from dig_core.training.losses import Frames
 from dig_core.types import Geometry
-from dig_plugins.mdtraj import Backbones, fit_backbones, untrained_backbones
+from dig_plugins.mdtraj import Backbones, fit_backbones, training, untrained_backbones
 from dig_plugins.mdtraj.training import _central
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "pair": 8, "heard": 4, "basis": 6}
@@ -83,18 +83,26 @@ def test_forces_and_physics():
         fit_backbones(data, steps=5, physics=5, progress=False, **SMALL)
 
 
-def test_motions_can_be_added_to_a_model_and_change_nothing_until_trained():
+def test_known_structures_can_be_added_to_a_model_and_change_nothing_until_trained(monkeypatch):
+    monkeypatch.setattr(training, "_WAKING", 5)
     data = structures()
     first = fit_backbones(data, steps=3, batch=4, seed=1, progress=False, **SMALL).dig
-    more = fit_backbones(data, first, steps=1, rate=0.0, batch=4, seed=1, progress=False, modes=3).dig
+    more = fit_backbones(data, first, steps=0, rate=0.0, held_out=[1, 4], seed=1, progress=False, known=9).dig
     state = first.process.prior(first.process.empty(2, torch.float64)).sample(Streams(0, range(2)))
     for t in (0.1, 0.9):
         before, after = (dig.model.moments(state, torch.tensor([t]).double(), first.descriptor).noise for dig in (first, more))
         for name in before:
             torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5)
-    assert len(more.model.network.collective.along) == 3
+    kept = more.model.network.known_structures.pos
+    held = Backbone().encode(data.geometry, data.descriptor)[0]["pos"]
+    shapes = [torch.cdist(x.double(), x.double()) for x in (kept, held)]
+    known = [min(float((a - b).abs().max()) for a in shapes[0]) < 1e-4 for b in shapes[1]]
+    assert known == [True, False, True, True, False, True]  # what is held out is not known either
+    trained = fit_backbones(data, first, steps=0, seed=1, progress=False, known=9).dig.model.state_dict()
+    changed = {name for name, x in first.model.state_dict().items() if not torch.equal(x, trained[name])}
+    assert not changed  # nothing but how much of the answer is theirs
     with pytest.raises(IncompatibleError, match="add to the given model"):
-        fit_backbones(data, first, steps=1, modes=3, width=32)
+        fit_backbones(data, first, steps=1, known=3, width=32)
 
 
 def test_untrained_models_read_what_the_descriptor_has():

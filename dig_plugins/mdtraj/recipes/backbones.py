@@ -3,7 +3,8 @@
 python -m dig_plugins.mdtraj.recipes.backbones adenylate-kinase --data ../shared/data/protein --out runs/adenylate-kinase
 
 The shipped ones had more than one run, the later ones with ``--start``: their cards say how many steps of what. On a GPU add
-``--device cuda --batch 128``. ``--modes 16`` lets one protein's residues move together.
+``--device cuda --batch 128``. ``--known 256`` answers by known structures where noise hides single residues; with ``--start`` and
+``--steps 0 --apart 0`` that is all that is learned.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", help="a model to go on from: a shipped one's name, or a checkpoint")
-    parser.add_argument("--modes", type=int, help="give the model that many collective motions")
+    parser.add_argument("--known", type=int, help="give a model of one protein that many of its frames to know")
     parser.add_argument("--company", type=int, default=0, help="of one protein, further frames that help each to its target")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--seed", type=int, default=1)
@@ -146,11 +147,11 @@ def main() -> None:
     recipe = MODELS[given.model]
     data = recipe.read(given.data)
     aside = withheld(len(data.geometry.positions)) if isinstance(data, Backbones) else ()
-    network = {} if given.modes is None else {"modes": given.modes}
+    network = {} if given.known is None else {"known": given.known}
     found = fit_backbones(
-        data, given.start, held_out=aside, steps=given.steps or recipe.steps, batch=given.batch or recipe.batch, rate=given.rate,
-        apart=recipe.apart if given.apart is None else given.apart, company=given.company, device=given.device,
-        out=given.out, seed=given.seed, **network,
+        data, given.start, held_out=aside, steps=recipe.steps if given.steps is None else given.steps,
+        batch=given.batch or recipe.batch, rate=given.rate, apart=recipe.apart if given.apart is None else given.apart,
+        company=given.company, device=given.device, out=given.out, seed=given.seed, **network,
     )  # fmt: skip
     if not found.finished:
         raise SystemExit("stopped: run the same command again to go on.")
