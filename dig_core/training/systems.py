@@ -63,6 +63,9 @@ class Systems:
         drawn = [(self.parts[k].frames, count) for k, count in zip(group, counts, strict=True)]
         frames, company = _drawn(drawn, (), order), _drawn(drawn, (self.company,), order) if self.company else None
         descriptor, fisher, times = self._descriptor(group, which), self._fisher(group, which), stratified_times(size, order)
+        if len(group) > 1:
+            # Both rise with the row: unmixed, each system would see one stretch of the noise and never the rest.
+            times = times[torch.randperm(size, generator=order)]
         if self.longest is not None and descriptor.schema == PROTEIN_SCHEMA:
             descriptor, frames, fisher = cropped(descriptor, frames, fisher, self.longest, order)
             company = None

@@ -85,6 +85,25 @@ def test_systems_on_one_slab_share_a_pass_of_the_network():
         network(states(network, two[0], 2), t[:2], replace(two[0], numbers=torch.stack([d.numbers for d in two])))
 
 
+def test_every_system_of_a_slab_is_trained_at_all_times():
+    """Which system a row is of says nothing about how noisy it is."""
+    parts = [(d, frames_of(d)) for d in (replaced(system("O", conditions=[c]), z) for c in (-1.0, 1.0) for z in (1, 8))]
+    network, seen = awake(conditions=1, **SMALL), []
+
+    def listen(module, arguments):
+        _, t, descriptor = arguments
+        seen.append(torch.stack([t.double(), 2.0 * (descriptor.conditions[:, 0] > 0) + (descriptor.numbers[:, -1] > 1)], 1))
+
+    network.register_forward_pre_hook(listen)
+    every, draws = Systems(parts), generators(3)
+    for _ in range(4):
+        every(NoiseScore(network, network.process(parts[0][0])), 64, *draws)
+    times, which = torch.cat(seen).T
+    for k in range(4):
+        own = times[which == k]
+        assert abs(float(own.mean()) - 0.5) < 4 * (12 * len(own)) ** -0.5 and float(own.min()) < 0.2 and float(own.max()) > 0.8
+
+
 def replaced(descriptor, number: int):
     """With another element as the last atom."""
     numbers = torch.cat([descriptor.numbers[:-1], torch.tensor([number])])
