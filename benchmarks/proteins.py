@@ -1,4 +1,4 @@
-"""Backbones by the shipped models: both states and the frames between, other proteins' states, fluctuations, speed. An hour.
+"""Backbones by the shipped models: other states of proteins from one of them, fluctuations. Half an hour; see adenylate_kinase.py too.
 
 Needs ../shared/data/protein (DIG_PROTEIN names another place). Nothing is filtered before measuring; what is withheld was never
 trained on. Samples are kept in runs/protein-bench.
@@ -7,13 +7,11 @@ trained on. Samples are kept in runs/protein-bench.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from common import HERE, Figure, Findings, Options, Table, command_line
 
 import numpy as np  # isort: skip
-import torch
 
 from dig_core.dig import DiG
 from dig_core.system.protein import residues
@@ -22,8 +20,6 @@ from dig_plugins import models
 from dig_plugins.mdtraj import (
     BackboneEnsemble,
     check_backbones,
-    match,
-    read_backbones,
     sample_backbones,
 )
 from dig_plugins.mdtraj.observables import (
@@ -32,13 +28,12 @@ from dig_plugins.mdtraj.observables import (
     distances,
     map_divergence,
     mean_structure,
-    pairwise_rmsd,
     pca,
     rmsd,
     rmsf,
     tm_score,
 )
-from dig_plugins.mdtraj.recipes.backbones import HELD_OUT, MODELS, pairs, withheld
+from dig_plugins.mdtraj.recipes.backbones import HELD_OUT, MODELS, pairs
 
 DATA = Path(os.environ.get("DIG_PROTEIN", HERE.parent.parent / "shared" / "data" / "protein"))
 TRAINED = ("P0205", "P69441")
@@ -64,39 +59,6 @@ def drawn(name: str, dig: DiG, n: int, options: Options, **how) -> BackboneEnsem
 
 def share(good) -> float:
     return float(np.mean(good))
-
-
-def adenylate_kinase(options: Options) -> tuple[list[Figure], list[Table]]:
-    """1,000 samples beside the frames that were trained on, and one state alone."""
-    dig = models.load("adenylate-kinase")
-    frames = MODELS["adenylate-kinase"].read(DATA)
-    aside = withheld(len(frames.geometry.positions))
-    ends = [match(read_backbones(DATA / "adk" / f"adk_{name}.pdb"), frames.descriptor) for name in ("closed", "open")]
-    closed, opened = (alpha(end.geometry, frames.descriptor)[0] for end in ends)
-    every = alpha(frames.geometry, frames.descriptor)
-    known = np.delete(every, aside, 0)
-    found = drawn("adenylate-kinase", dig, options.size(1000, 4), options)
-    mine = alpha(found.geometry, found.descriptor)
-    rows, kept = [], {}
-    for name, x in (("samples", mine), ("frames trained on", known), ("closed state alone", closed[None])):
-        to_ends = [rmsd(x, end) for end in (closed, opened)]
-        near = pairwise_rmsd(every[aside], x).min(1)
-        kept[name] = ([float(d.min()) for d in to_ends], share(near < 1.5))
-        rows.append([name, len(x), *kept[name][0], *(share(d < 3) for d in to_ends), share(near < 1.5), float(np.median(near))])
-    whole = check_backbones(found.geometry, found.descriptor)
-    best, cover = kept["samples"]
-    note = f"breaks {share(whole.breaks.numpy() > 0):.3f}, clashes {share(whole.clashes.numpy() > 0):.3f}"
-    figures = [
-        Figure("adenylate kinase, best of 1,000 to the closed state", best[0], "Angstrom", floor=1.0, aim=0.7, higher=False),
-        Figure("adenylate kinase, best of 1,000 to the open state", best[1], "Angstrom", floor=2.0, aim=1.0, higher=False),
-        Figure("adenylate kinase, samples without chain break or clash", share(whole.ok.numpy()), floor=0.95, aim=0.99, note=note),
-        Figure(
-            "adenylate kinase, withheld frames with a sample within 1.5 Angstrom", cover, floor=0.8, aim=0.95,
-            compared=f"frames trained on {kept['frames trained on'][1]:.2f}, one state {kept['closed state alone'][1]:.2f}",
-        ),
-    ]  # fmt: skip
-    header = ["", "structures", "best to closed", "best to open", "within 3 A of closed", "of open", "withheld covered", "their median"]
-    return figures, [Table("Adenylate kinase, C-alpha RMSD in Angstrom", header, rows)]
 
 
 def two_states(options: Options) -> tuple[list[Figure], list[Table]]:
@@ -146,28 +108,9 @@ def fluctuations(name: str, reference: np.ndarray, options: Options, n: int) -> 
     return figures, [name, len(reference), len(mine), float(rmsf(reference).mean()), float(rmsf(mine).mean()), whole]
 
 
-def speed(options: Options) -> Figure:
-    """Wall time a structure of 214 residues with two threads, batches of eight."""
-    dig = models.load("adenylate-kinase")
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    dig.sample(2, seed=0, steps=2)
-    began, n = time.perf_counter(), options.size(32, 2)
-    dig.sample(n, seed=1, batch=8)
-    took = (time.perf_counter() - began) / n
-    torch.set_num_threads(before)
-    return Figure(
-        "time a structure, 214 residues, 2 cores", took, "s", floor=2.0, aim=0.2, higher=False,
-        compared="~17 s on an A100 in the article's code",
-    )  # fmt: skip
-
-
 def measure(options: Options) -> Findings:
     """Everything in turn."""
-    figures, tables = adenylate_kinase(options)
-    figures.append(speed(options))
-    more, made = two_states(options)
-    figures, tables = figures + more, tables + made
+    figures, tables = two_states(options)
     ubiquitin = read_backbones_alpha(DATA / "ubiquitin_2k39" / "pdb2k39_ca.pdb")
     peptide = MODELS["fs-peptide"].read(DATA)
     rows = []
@@ -179,7 +122,6 @@ def measure(options: Options) -> Findings:
     header = ["ensemble", "reference structures", "samples", "mean fluctuation of the reference", "of the samples", "whole"]
     tables.append(Table("Fluctuations of C-alphas, Angstrom", header, rows))
     notes = [
-        "Adenylate kinase: 69 of the 98 frames of one biased transition were trained on, 29 drawn at random are withheld.",
         "Two states: the descriptor holds one of the structures, which the network reads; sampling from the sequence alone is not claimed.",
         "Ubiquitin was trained on 11 of the 15 all-atom models of 2K39 and is compared with all 116; Fs peptide on 70 of the 100 frames.",
     ]
@@ -194,4 +136,4 @@ def read_backbones_alpha(file: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "proteins", measure, model="adenylate-kinase")
+    command_line(__doc__, "proteins", measure, model="backbones")

@@ -44,16 +44,17 @@ class KnownStructures(nn.Module):
 
     Noise that hides where a single residue is leaves little doubt of how far all of them have gone together: what pairs of residues
     cannot tell, the overlap with a whole structure does. Given one of them, the unknown rotation has a matrix Fisher law, whose norm
-    weighs the structure and whose mean lays it on what is seen. How much of the result the answer takes is learned for every noise:
-    all where residues are hidden, nothing where they are seen.
+    weighs the structure and whose mean lays it on what is seen. How much of the result the answer takes is learned for every noise;
+    it fades where noise is less than ``finest``, in the units of positions: there residues are seen, and nothing need be remembered.
     """
 
     pos: Tensor
     turn: Tensor
     width: Tensor
 
-    def __init__(self, members: int, features: int, count: int) -> None:
+    def __init__(self, members: int, features: int, count: int, finest: float) -> None:
         super().__init__()
+        self.finest = finest
         self.register_buffer("pos", torch.zeros(count, members, 3))
         self.register_buffer("turn", torch.eye(3).repeat(count, members, 1, 1))
         self.register_buffer("width", torch.zeros(2))
@@ -76,7 +77,8 @@ class KnownStructures(nn.Module):
         expected = torch.einsum("bfij,fnjk->bnik", laid, self.turn)
         gap = torch.matmul(turn, expected.transpose(2, 3))
         axis = 0.5 * torch.stack([gap[..., b, a] - gap[..., a, b] for a, b in ((1, 2), (2, 0), (0, 1))], -1)
-        return Recollection(pos, due, axis, self.gates(time))
+        hidden = (noise / signal)[:, :, 0] ** 4
+        return Recollection(pos, due, axis, self.gates(time) * hidden / (hidden + self.finest**4))
 
     @property
     def _columns(self) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = ["BackboneGraphormer"]
 _APART = 32  # residue numbers further apart than this look alike
 _ANGLE = (0.03, 9.8)  # rad an axis; so that orientations fade together with positions, and are even long before the end
 _FINE, _FINE_ANGLE = 0.1, 0.05  # Angstrom, rad: noise below it is told by features that do not see so little
+_HIDDEN = 1.5  # Angstrom: noise that begins to hide where a residue is
 _SCHEDULES: dict[str, Schedule] = {"ou": LogSNR(10.0, -10.0), "brownian": Geometric(0.01, 150.0)}
 """In units of ``scale``. What is left of a structure at the end counts with the number of residues: 35 Angstrom, where the article's code
 ends, would still tell which state a protein is in (benchmarks/frames.py)."""
@@ -99,7 +100,7 @@ class BackboneGraphormer(nn.Module):
             self.head = nn.Sequential(nn.Linear(width + inside, width), nn.SiLU(), nn.Linear(width, 2 * ways + 8))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
-            self.known_structures = KnownStructures(members, width, known) if members and known else None
+            self.known_structures = KnownStructures(members, width, known, _HIDDEN / scale) if members and known else None
 
     def process(self, descriptor: Descriptor) -> Joint:
         """The process that noises proteins of this many residues."""

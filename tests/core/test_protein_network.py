@@ -110,7 +110,7 @@ def test_concentration_is_that_of_brownian_motion(angle):
 
 def test_what_known_structures_expect_is_the_posterior_mean_over_them_and_all_rotations():
     """By hand: importance weights of many rotations of each structure; orientations so noisy that they say nothing."""
-    part, rng = KnownStructures(6, 8, 3).double().requires_grad_(False), torch.Generator().manual_seed(7)
+    part, rng = KnownStructures(6, 8, 3, 0.1).double().requires_grad_(False), torch.Generator().manual_seed(7)
     held = torch.randn(3, 6, 3, generator=rng).double()
     part.pos.copy_(held - held.mean(1, keepdim=True))
     signal, noise = (torch.tensor(x).double().view(1, 1, 1) for x in (0.8, 0.7))
@@ -128,7 +128,7 @@ def test_known_structures_are_even_and_as_wide_as_they_are_apart():
     shape = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)).double()
     frames = 5 * (shape - shape.mean(0)) + line - line.mean(1, keepdim=True)
     turns = uniform_rotations(9, 5)
-    part = KnownStructures(5, 8, 5).double()
+    part = KnownStructures(5, 8, 5, 0.1).double()
     part.start(frames @ turns.transpose(1, 2), turns[:, None].expand(9, 5, 3, 3))
     torch.testing.assert_close(part.pos, (frames @ turns.transpose(1, 2))[::2])
     apart = float((frames[2] - frames[0]).square().mean().sqrt())

@@ -91,7 +91,8 @@ MODELS = {
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
             intended_use="structures of both states and of the way between them; paths by interpolation",
-            limits="one transition is no population: how often a state is drawn says how many frames it had, no free energy",
+            limits="one transition is no population: how often a state is drawn says how many frames it had, no free energy; "
+            "which state it will be is answered by the 69 frames themselves, as a kernel estimate of their law, bonds by the network",
         ),
     ),
     "ubiquitin": Model(
