@@ -9,10 +9,11 @@ import dataclasses
 import math
 
 import numpy as np
+import torch
 from ase.build import fcc111
 from common import Figure, Findings, Options, Table, command_line
 
-from dig_core.system.elements import properties
+from dig_core.system.elements import d_band, properties
 from dig_plugins.ase.adsorption import SiteSurface, sample_adsorption
 from dig_plugins.ase.adsorption.surface import SITES
 from dig_plugins.ase.convert import kT
@@ -21,28 +22,23 @@ from dig_plugins.ase.recipes.adsorption import METALS
 TEMPERATURE = 300.0
 GUESTS = ("H", "C", "N", "O")
 NUMBERS = {"Ag": 47, "Au": 79, "Cu": 29, "Ir": 77, "Pd": 46, "Pt": 78, "Rh": 45}
-GROUP = {"Ag": 11, "Au": 11, "Cu": 11, "Ir": 9, "Pd": 10, "Pt": 10, "Rh": 9}
-# Of the close-packed surface: d-band centre, eV from the Fermi level, and the squared coupling to an adsorbate's states relative to
-# copper's (Ruban, Hammer, Stoltze, Skriver and Norskov, 10.1016/S1381-1169(96)00348-2).
-CENTRE = {"Ag": -4.30, "Au": -3.56, "Cu": -2.67, "Ir": -2.11, "Pd": -1.83, "Pt": -2.25, "Rh": -1.73}
-COUPLING = {"Ag": 2.26, "Au": 3.35, "Cu": 1.00, "Ir": 4.45, "Pd": 2.78, "Pt": 3.90, "Rh": 3.32}
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths to choose from, in units of one metal's standardised properties."""
 
 
 def features() -> dict[str, np.ndarray]:
     """Law -> (7, F) what it reads of each metal."""
-    five = properties([NUMBERS[m] for m in METALS]).numpy()
-    group, centre, coupling = (np.array([[table[m]] for m in METALS]) for table in (GROUP, CENTRE, COUPLING))
+    five = properties(torch.tensor([NUMBERS[m] for m in METALS])).numpy()
+    band = d_band(torch.tensor([NUMBERS[m] for m in METALS])).numpy()
     spacing = np.array([[np.linalg.norm(SiteSurface.from_table(m, "H").vectors[0])] for m in METALS])
     return {
         "nothing: the mean of the energies": np.zeros((len(METALS), 0)),
         "the five properties that the network reads": five,
         "the same and the lattice constant": np.hstack([five, spacing]),
-        "group": group,
+        "group": band[:, :1],
         "group and period": five[:, :2],
-        "d-band centre and coupling": np.hstack([centre, coupling]),
-        "group, d-band centre and coupling (the d-band model)": np.hstack([group, centre, coupling]),
+        "d-band centre and coupling": band[:, 1:],
+        "group, d-band centre and coupling (the d-band model)": band,
     }
 
 

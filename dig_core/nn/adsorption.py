@@ -13,7 +13,7 @@ from ..coordinates.adsorbate import Adsorbate
 from ..diffusion import SO3, Diffusion, Euclidean, Geometric, Joint, Lattice
 from ..errors import IncompatibleError
 from ..system.descriptor import Descriptor
-from ..system.elements import N_PROPERTIES, covalent_radii, properties
+from ..system.elements import N_D_BAND, N_PROPERTIES, covalent_radii, d_band, properties
 from ..system.surface import ADSORBATE, FREE, Frame, frame_of, guest_of, role_of
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
@@ -52,17 +52,19 @@ class AdsorptionGraphormer(nn.Module):
     cutoff: Angstrom. channels: vectors an atom. conditions: how many numbers ``descriptor.conditions`` holds.
     fade: Angstrom, the wavelength at whose pace noise drowns the scores: one number for all cells, or supercells would differ.
     coordinates: config of :class:`Adsorbate`. seed: of the initial weights.
+    d_band: read of the slab's atoms their d band alone (:func:`.elements.d_band`), which carries over from few metals to others, or,
+    where the descriptor has one, its ``single`` (N, 3): the d band of metals that are no element.
     """
 
     def __init__(
         self, width: int = 64, heads: int = 4, layers: int = 2, encoder: int = 2, basis: int = 24, *, cutoff: float = 6.0,
-        channels: int = 12, conditions: int = 0, fade: float = 5.0, coordinates: dict | None = None, seed: int = 0,
+        channels: int = 12, conditions: int = 0, fade: float = 5.0, coordinates: dict | None = None, seed: int = 0, d_band: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.coordinates = Adsorbate(**(coordinates or {}))
         self.config = {
             "width": width, "heads": heads, "layers": layers, "encoder": encoder, "basis": basis, "cutoff": cutoff, "channels": channels,
-            "conditions": conditions, "fade": fade, "coordinates": self.coordinates.config, "seed": seed,
+            "conditions": conditions, "fade": fade, "coordinates": self.coordinates.config, "seed": seed, "d_band": d_band,
         }  # fmt: skip
         self.cutoff, self.channels, self.fade = float(cutoff), channels, float(fade)
         with seeded(seed):
@@ -80,6 +82,7 @@ class AdsorptionGraphormer(nn.Module):
             self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3 * (channels + 1) + 4))
             nn.init.zeros_(self.head[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head[2].bias)  # type: ignore[arg-type]
+            self.metal = nn.Linear(N_D_BAND, width) if d_band else None
 
     def process(self, descriptor: Descriptor) -> Joint:
         """The process that noises this system: the same law in Angstrom whatever the cell, so that the network transfers."""
@@ -146,7 +149,12 @@ class AdsorptionGraphormer(nn.Module):
         """(N, W): what an atom is, and which of the adsorbate's it is."""
         role = role_of(descriptor)
         place = torch.where(role == ADSORBATE, 1 + descriptor.node[:, 2].clamp(1, _ATOMS), (role == FREE).long())
-        return self.element(properties(descriptor.numbers).to(self.place)) + self.place[place]
+        element = self.element(properties(descriptor.numbers).to(self.place))
+        if self.metal is not None:
+            slab = role != ADSORBATE
+            told = d_band(descriptor.numbers[slab]) if descriptor.single is None else descriptor.single[slab]
+            element = element.index_copy(0, slab.nonzero()[:, 0], self.metal(told.to(self.place)))
+        return element + self.place[place]
 
     def _slab(self, descriptor: Descriptor, frame: Frame) -> Tensor:
         """(1, N, W): features of all atoms, those of the slab aware of their surroundings in the reference structure."""

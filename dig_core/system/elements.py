@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 
-__all__ = ["N_PROPERTIES", "covalent_radii", "properties"]
+__all__ = ["N_D_BAND", "N_PROPERTIES", "covalent_radii", "d_band", "properties"]
 
 # Angstrom, hydrogen to plutonium (Cordero et al., doi:10.1039/b801115j).
 _RADII = (
@@ -27,8 +27,16 @@ _ELECTRONEGATIVITY = (
     2.28, 2.54, 2.00, 1.62, 2.33, 2.02, 2.00, 2.20, 2.20, 0.70, 0.90, 1.10, 1.30, 1.50, 1.38, 1.36, 1.28,
 )  # fmt: skip
 
+# Late transition metals: group; centre of the d band of the close-packed surface, eV from the Fermi level; squared coupling to an
+# adsorbate's states, relative to copper's (Ruban, Hammer, Stoltze, Skriver and Norskov, doi:10.1016/S1381-1169(96)00348-2).
+_D_BAND = {
+    27: (9, -1.17, 1.34), 28: (10, -1.29, 1.16), 29: (11, -2.67, 1.00), 44: (8, -1.41, 3.87), 45: (9, -1.73, 3.32), 46: (10, -1.83, 2.78),
+    47: (11, -4.30, 2.26), 77: (9, -2.11, 4.45), 78: (10, -2.25, 3.90), 79: (11, -3.56, 3.35),
+}  # fmt: skip
+
 _NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 N_PROPERTIES = 5
+N_D_BAND = 3
 
 
 def covalent_radii(numbers: Tensor) -> Tensor:
@@ -43,6 +51,20 @@ def properties(numbers: Tensor) -> Tensor:
     Raises UnsupportedError beyond plutonium.
     """
     return _TABLE[_checked(numbers)]
+
+
+def d_band(numbers: Tensor) -> Tensor:
+    """(..., 3) of late transition metals, each about between -2 and 2: what the d-band model of adsorption reads of a metal.
+
+    Columns: group less 10; centre of the surface's d band, eV above -2.5; squared coupling less 3, in copper's.
+    Raises UnsupportedError for other elements.
+    """
+    numbers = torch.as_tensor(numbers, dtype=torch.long)
+    known = torch.tensor(sorted(_D_BAND))
+    if not bool(torch.isin(numbers.cpu(), known).all()):
+        wrong = sorted(set(numbers.flatten().tolist()) - set(_D_BAND))
+        raise UnsupportedError(f"expected metals with a known d band, atomic numbers {sorted(_D_BAND)}, got {wrong}: use adsorb-general.")
+    return _TABLE_OF_D_BANDS.to(numbers.device)[numbers]
 
 
 def _row(z: int) -> list[float]:
@@ -63,3 +85,6 @@ def _checked(numbers: Tensor) -> Tensor:
 # Made on import: a tensor that is first made inside a function transform belongs to it.
 _TABLE_OF_RADII = torch.tensor([0.0, *_RADII], dtype=torch.float64)
 _TABLE = torch.tensor([[0.0] * N_PROPERTIES, *(_row(z) for z in range(1, len(_RADII) + 1))], dtype=torch.float64)
+_TABLE_OF_D_BANDS = torch.full((len(_RADII) + 1, N_D_BAND), torch.nan, dtype=torch.float64)
+for _z, (_group, _centre, _coupling) in _D_BAND.items():
+    _TABLE_OF_D_BANDS[_z] = torch.tensor([_group - 10, _centre + 2.5, _coupling - 3])

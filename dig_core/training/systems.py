@@ -103,6 +103,7 @@ def _slab(descriptor: Descriptor) -> tuple:
     same = ~descriptor.mobile if lone else torch.ones_like(descriptor.mobile)
     if lone:
         side = tuple(frame_of(descriptor).normal.tolist())
+        side += () if descriptor.single is None else tuple(descriptor.single[same].flatten().tolist())
     cell = () if reference.cell is None else tuple(reference.cell.flatten().tolist())
     tables = (descriptor.node[same], descriptor.pair, descriptor.bonds, descriptor.mobile, descriptor.pbc, reference.positions[0, same])
     return descriptor.schema, len(descriptor.conditions), side, cell, *(tuple(x.flatten().tolist()) for x in tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.random import Streams
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import molecule
-from dig_core.system.elements import covalent_radii, properties
+from dig_core.system.elements import covalent_radii, d_band, properties
 from dig_core.system.surface import frame_of, guest_of, role_of, surface
 from dig_core.training.frames import frames_of
 from dig_core.types import Geometry
@@ -331,6 +332,18 @@ def test_padding_has_no_properties_and_unknown_elements_are_refused():
         for function in (properties, covalent_radii):
             with pytest.raises(UnsupportedError, match="0 to 94"):
                 function(torch.tensor(numbers))
+
+
+def test_a_network_of_d_bands_reads_nothing_else_of_a_metal():
+    """What is no element but has an element's d band is that element to it; elements without a known d band are refused by name."""
+    network, descriptor = awake(d_band=True), system("O")
+    told = torch.cat([d_band(descriptor.numbers[:-1]), torch.zeros(1, 3, dtype=DOUBLE)])
+    state, t = states(network, descriptor), torch.full((6,), 0.4)
+    every = (descriptor, *(replace(descriptor, single=x) for x in (told, told + 0.5)))
+    plain, same, other = (network(state, t, d)[0]["plane"] for d in every)
+    assert torch.equal(plain, same) and not torch.allclose(plain, other, atol=1e-3)
+    with pytest.raises(UnsupportedError, match=r"\[13\]"):
+        d_band(torch.tensor([78, 13]))
 
 
 def test_forces_along_rotations_need_the_process():

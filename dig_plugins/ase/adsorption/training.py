@@ -47,9 +47,9 @@ def untrained(
     return fresh(place_and_describe(slab, adsorbate, **place)[0], seed=seed)
 
 
-def fresh(descriptor: Descriptor, *, width: int = 48, seed: int = 0) -> DiG:
-    """The same for a descriptor; ``width`` of the network."""
-    network = AdsorptionGraphormer(width=width, conditions=1, seed=seed)
+def fresh(descriptor: Descriptor, *, width: int = 48, seed: int = 0, d_band: bool = False) -> DiG:
+    """The same for a descriptor; ``width`` and ``d_band`` of the network."""
+    network = AdsorptionGraphormer(width=width, conditions=1, seed=seed, d_band=d_band)
     model = NoiseScore(network, network.process(descriptor)).eval().requires_grad_(False)
     return DiG(model, network.coordinates, descriptor, Card(name="untrained", steps=48))
 
