@@ -47,7 +47,7 @@ from dig_plugins.rdkit.wells import conformer_wells
 KEPT = Path(os.environ.get("DIG_POPULATIONS", HERE.parent / "runs" / "conformers-populations"))
 MOLECULES, LARGEST = 20, 35
 CONFORMERS = 100
-TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 100.0, 30.0, 12.0
+TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 50.0, 30.0, 12.0
 """Processor seconds of a molecule: a network's steps, the reference, molecular dynamics, chains without a network."""
 DRAWS = 16_384
 WALKERS = 200
