@@ -91,8 +91,7 @@ MODELS = {
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
             intended_use="structures of both states and of the way between them; paths by interpolation",
-            limits="one transition is no population: how often a state is drawn says how many frames it had, no free energy; "
-            "which state it will be is answered by the 69 frames themselves, as a kernel estimate of their law, bonds by the network",
+            limits="one transition is no population: how often a state is drawn says how many frames it had, no free energy",
         ),
     ),
     "ubiquitin": Model(
@@ -156,8 +155,9 @@ def main() -> None:
     )  # fmt: skip
     if not found.finished:
         raise SystemExit("stopped: run the same command again to go on.")
+    coarse = "; which state it will be is answered by known frames, as a kernel estimate of their law" if given.known else ""
     card = dataclasses.replace(
-        recipe.card, steps=found.dig.card.steps, scope=found.dig.card.scope,
+        recipe.card, limits=recipe.card.limits + coarse, steps=found.dig.card.steps, scope=found.dig.card.scope,
         history=[*found.history, {"recipe": f"python -m dig_plugins.mdtraj.recipes.backbones {given.model}", "seed": given.seed}],
     )  # fmt: skip
     dataclasses.replace(found.dig, card=card).save(given.out / f"{given.model}.safetensors")
