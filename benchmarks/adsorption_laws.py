@@ -11,25 +11,24 @@ import math
 import numpy as np
 import torch
 from ase.build import fcc111
+from ase.data import atomic_numbers
 from common import Figure, Findings, Options, Table, command_line
 
 from dig_core.system.elements import d_band, properties
 from dig_plugins.ase.adsorption import SiteSurface, sample_adsorption
 from dig_plugins.ase.adsorption.surface import SITES
 from dig_plugins.ase.convert import kT
-from dig_plugins.ase.recipes.adsorption import METALS
+from dig_plugins.ase.recipes.table import GUESTS, METALS
 
 TEMPERATURE = 300.0
-GUESTS = ("H", "C", "N", "O")
-NUMBERS = {"Ag": 47, "Au": 79, "Cu": 29, "Ir": 77, "Pd": 46, "Pt": 78, "Rh": 45}
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths to choose from, in units of one metal's standardised properties."""
 
 
 def features() -> dict[str, np.ndarray]:
     """Law -> (7, F) what it reads of each metal."""
-    five = properties(torch.tensor([NUMBERS[m] for m in METALS])).numpy()
-    band = d_band(torch.tensor([NUMBERS[m] for m in METALS])).numpy()
+    numbers = torch.tensor([atomic_numbers[m] for m in METALS])
+    five, band = properties(numbers).numpy(), d_band(numbers).numpy()
     spacing = np.array([[np.linalg.norm(SiteSurface.from_table(m, "H").vectors[0])] for m in METALS])
     return {
         "nothing: the mean of the energies": np.zeros((len(METALS), 0)),

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["compose", "half_angle", "half_cotangent", "inverse", "quaternion", "rotation_matrix", "rotation_vector", "series", "vector_of"]
+__all__ = [
+    "compose", "half_angle", "half_cotangent", "inverse", "quaternion", "rotation_matrix", "rotation_vector", "series", "sine_axis",
+    "vector_of",
+]  # fmt: skip
 
 # Quaternions (..., 4) are unit, the scalar first.
 
@@ -50,6 +53,11 @@ def rotation_vector(matrix: Tensor) -> Tensor:
     best = rows.detach().diagonal(dim1=-2, dim2=-1).argmax(-1)
     row = torch.gather(rows, -2, best[..., None, None].expand(*best.shape, 1, 4))[..., 0, :]
     return vector_of(row / row.norm(dim=-1, keepdim=True))
+
+
+def sine_axis(matrix: Tensor) -> Tensor:
+    """(..., 3), of a rotation (..., 3, 3) its axis times the sine of its angle; linear, so that it is defined of mean rotations too."""
+    return 0.5 * torch.stack([matrix[..., b, a] - matrix[..., a, b] for a, b in ((1, 2), (2, 0), (0, 1))], -1)
 
 
 def quaternion(vector: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KnownStructures", "Recollection", "concentration", "mean_rotation"]
+from ..diffusion.rotations import sine_axis
 
+__all__ = ["KnownStructures", "Recollection", "concentration", "mean_rotation"]
 
 
 def _nodes(count: int = 40, power: int = 6) -> Tensor:
@@ -75,8 +76,7 @@ class KnownStructures(nn.Module):
         laid = share[..., None, None] * mean
         due = torch.einsum("bfij,fnj->bni", laid, self.pos)
         expected = torch.einsum("bfij,fnjk->bnik", laid, self.turn)
-        gap = torch.matmul(turn, expected.transpose(2, 3))
-        axis = 0.5 * torch.stack([gap[..., b, a] - gap[..., a, b] for a, b in ((1, 2), (2, 0), (0, 1))], -1)
+        axis = sine_axis(torch.matmul(turn, expected.transpose(2, 3)))
         hidden = (noise / signal)[:, :, 0] ** 4
         return Recollection(pos, due, axis, self.gates(time) * hidden / (hidden + self.finest**4))
 

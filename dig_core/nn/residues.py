@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.rotations import sine_axis
 from .geometry import FARTHEST, SOFTENING
 
 __all__ = ["ALONG", "TOLD", "Told", "View", "along", "channels", "displacements", "lengths", "n_lengths"]
@@ -42,7 +43,7 @@ class Told:
         shift = torch.matmul(mean[..., 0, :] - self.pos[:, :, None], self.turn) / self.noise[..., None]
         # Rows: its axes as others say, columns: along its own.
         axes = torch.matmul(mean[..., 1:, :], self.turn[:, :, None])
-        twist = 0.5 * torch.stack([axes[..., a, b] - axes[..., b, a] for a, b in ((1, 2), (2, 0), (0, 1))], -1) / self.angle[..., None]
+        twist = -sine_axis(axes) / self.angle[..., None]
         both = torch.stack([shift, twist], 2)
         seen = torch.cat([torch.asinh(shift), torch.asinh(twist), axes.diagonal(dim1=-2, dim2=-1)], -1)
         return both, seen

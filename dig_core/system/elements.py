@@ -59,12 +59,12 @@ def d_band(numbers: Tensor) -> Tensor:
     Columns: group less 10; centre of the surface's d band, eV above -2.5; squared coupling less 3, in copper's.
     Raises UnsupportedError for other elements.
     """
-    numbers = torch.as_tensor(numbers, dtype=torch.long)
-    known = torch.tensor(sorted(_D_BAND))
-    if not bool(torch.isin(numbers.cpu(), known).all()):
+    numbers = _checked(numbers)
+    found = _TABLE_OF_D_BANDS.to(numbers.device)[numbers]
+    if bool(found.isnan().any()):
         wrong = sorted(set(numbers.flatten().tolist()) - set(_D_BAND))
         raise UnsupportedError(f"expected metals with a known d band, atomic numbers {sorted(_D_BAND)}, got {wrong}: use adsorb-general.")
-    return _TABLE_OF_D_BANDS.to(numbers.device)[numbers]
+    return found
 
 
 def _row(z: int) -> list[float]:
