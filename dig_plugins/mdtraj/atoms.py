@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def read_models(path: str | Path) -> list[Model]:
     try:
         with opened(path, "rt", encoding="utf-8", errors="replace") as stream:
             models = _of_cif(stream.read(), path.name) if kind_of(path) in CIF else _of_pdb(stream, path.name)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise IncompatibleError(f"{path} cannot be read: {error}") from error
     if not models:
         raise IncompatibleError(f"{path} has no atoms: expected ATOM records of a protein.")

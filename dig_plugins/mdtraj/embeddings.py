@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +45,7 @@ def read_embeddings(path: str | Path, single: str | int = "single", couple: str 
         raise IncompatibleError(f"there is no file {path}: expected embeddings.")
     try:
         found = _read(path, single, couple)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # readers of headers and of archives raise errors of their own, tokenizers' among them
         raise IncompatibleError(f"{path.name} cannot be read as arrays alone, which is all that is read: {error}") from error
     absent = [name for name, usual in ((single, "single"), (couple, "pair")) if name not in found and name != usual]
     if absent or not {single, couple} & found.keys():

@@ -10,10 +10,13 @@ from dig_core.errors import IncompatibleError, UnsupportedError
 
 from .facts import unspecified_stereo
 
-__all__ = ["MAX_ATOMS", "check_molecule", "check_parameters", "check_stereo", "label"]
+__all__ = ["MAX_ATOMS", "ORDERS", "check_molecule", "check_parameters", "check_stereo", "label"]
 
 MAX_ATOMS = 200
 """Hydrogens included: what internal coordinates and a network over the whole state were tried with, and then some."""
+
+ORDERS = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3, Chem.BondType.AROMATIC: 4}
+"""Bond orders as the descriptor's integers."""
 
 _NONMETALS = {*range(1, 3), *range(5, 11), *range(14, 19), *range(32, 37), *range(52, 55), 85, 86}
 _MMFF_ELEMENTS = {1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53}
@@ -23,11 +26,12 @@ def check_molecule(mol: Chem.Mol, max_atoms: int = MAX_ATOMS) -> None:
     """Raise unless ``mol`` is one molecule that a model can be made of.
 
     IncompatibleError: not a molecule, valences that cannot be, missing hydrogens, unspecified stereochemistry.
-    UnsupportedError: several fragments, metals, dummy atoms, radicals, more than ``max_atoms`` atoms.
+    UnsupportedError: several fragments, metals, dummy atoms, other bonds than single to triple and aromatic, radicals, more than
+    ``max_atoms`` atoms.
     """
     if not isinstance(mol, Chem.Mol) or not mol.GetNumAtoms():
         raise IncompatibleError(f"expected an RDKit molecule with atoms, got {mol if mol is None else type(mol).__name__}.")
-    for check in (_one_piece, _nonmetals, _valences, _hydrogens, _radicals):
+    for check in (_one_piece, _nonmetals, _bonds, _valences, _hydrogens, _radicals):
         check(mol)
     if mol.GetNumAtoms() > max_atoms:
         raise UnsupportedError(f"expected at most {max_atoms} atoms, got {mol.GetNumAtoms()}: pass a larger max_atoms= if you mean it.")
@@ -74,6 +78,12 @@ def _nonmetals(mol: Chem.Mol) -> None:
     metals = [label(mol, a.GetIdx()) for a in mol.GetAtoms() if a.GetAtomicNum() not in _NONMETALS]
     if metals:
         raise UnsupportedError(f"metals are not covered, found {', '.join(metals)}: no force field at hand describes their bonds.")
+
+
+def _bonds(mol: Chem.Mol) -> None:
+    strange = sorted({str(b.GetBondType()) for b in mol.GetBonds() if b.GetBondType() not in ORDERS})
+    if strange:
+        raise UnsupportedError(f"expected single, double, triple or aromatic bonds, got {', '.join(strange)}.")
 
 
 def _valences(mol: Chem.Mol) -> None:

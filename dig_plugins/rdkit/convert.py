@@ -11,16 +11,13 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDistGeom
 from rdkit.Chem import rdForceFieldHelpers as forcefields
 
-from dig_core.errors import IncompatibleError, StateError, UnsupportedError
+from dig_core.errors import IncompatibleError, StateError
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.types import Geometry
 
-from .check import MAX_ATOMS, check_molecule, check_parameters
+from .check import MAX_ATOMS, ORDERS, check_molecule, check_parameters
 
-__all__ = ["ORDERS", "check_structure", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
-
-ORDERS = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3, Chem.BondType.AROMATIC: 4}
-"""Bond orders as the descriptor's integers."""
+__all__ = ["check_structure", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
 
 _TRIES = 20  # of distance geometry with the torsions of small rings, a conformer
 
@@ -35,9 +32,6 @@ def describe(mol: Chem.Mol, *, max_atoms: int = MAX_ATOMS) -> Descriptor:
     reference = to_geometry(mol).positions[:1]
     check_structure(mol, mol.GetConformers()[0].GetId())
     bonds = list(mol.GetBonds())
-    strange = [str(b.GetBondType()) for b in bonds if b.GetBondType() not in ORDERS]
-    if strange:
-        raise UnsupportedError(f"expected single, double, triple or aromatic bonds, got {', '.join(sorted(set(strange)))}.")
     return molecule(
         [a.GetAtomicNum() for a in mol.GetAtoms()],
         [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in bonds],

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dig_core.errors import CheckpointError
+from dig_core.files import understood
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 
@@ -140,10 +140,9 @@ def _kept(out: str | Path) -> int | None:
     """The seed of the training in ``out``: of its plan, which holds whatever is asked for, or of its record."""
     for place in (Path(out) / "plan.json", record_of(out)):
         if place.is_file():
-            try:
-                return json.loads(place.read_text(encoding="utf-8")).get("seed")
-            except (ValueError, AttributeError) as error:
-                raise CheckpointError(f"{place} is not that of a training: choose another directory.") from error
+            with understood(place, "is not that of a training", "choose another directory"):
+                held = json.loads(place.read_text(encoding="utf-8")).get("seed")
+                return None if held is None else as_seed(held)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -112,6 +113,82 @@ def test_gap_networks(count, tmp_path):
     place = tmp_path / "gap.safetensors"
     LearnedGap.load().save(place)
     survives(lambda: LearnedGap.load(place).card, place, count, same=lambda one, other: one == other)
+
+
+# What people bring: structures, trajectories, arrays ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["a.pdb", "a.cif", "a.pdb.gz"])
+def test_structures_of_proteins(name, count, tmp_path):
+    pytest.importorskip("mdtraj")
+    from dig_plugins.mdtraj import read_backbones
+    from tests.plugins.test_mdtraj_backbones import MMCIF, lines, text
+
+    place, content = tmp_path / name, text(lines("AGS"))
+    if name == "a.cif":
+        rows = [f"ATOM {kind} . {row[17:20]} A {r + 1} ? {row[30:54]} {r + 1} A 1" for (r, kind), row in lines("AGS").items()]
+        content = MMCIF + "\n".join(rows) + "\n"
+    place.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    survives(lambda: read_backbones(place), place, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.pt"])
+def test_embeddings(name, count, tmp_path):
+    pytest.importorskip("mdtraj")
+    from dig_plugins.mdtraj import read_embeddings
+
+    place, single = tmp_path / name, np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    if name == "a.npz":
+        np.savez(place, single=single, pair=np.zeros((4, 4, 2), np.float32))
+    elif name == "a.npy":
+        np.save(place, single)
+    else:
+        torch.save({"label": "x", "representations": {6: torch.zeros(4, 6), 33: torch.from_numpy(single)}}, place)
+    survives(lambda: read_embeddings(place), place, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_pockets_and_ligands(count, tmp_path):
+    pytest.importorskip("rdkit")
+    from rdkit import Chem
+
+    from dig_plugins.rdkit import of_sdf
+    from dig_plugins.rdkit.pockets import read_pocket
+    from dig_plugins.tasks.makers import _records
+
+    mol = Chem.AddHs(Chem.MolFromSequence("GH"), addResidueInfo=True)
+    Chem.rdDistGeom.EmbedMolecule(mol, randomSeed=7)
+    place = tmp_path / "a.pdb"
+    place.write_text("\n".join(row for row in Chem.MolToPDBBlock(mol).splitlines() if row.startswith("ATOM")) + "\nEND\n")
+    survives(lambda: read_pocket(place, mol), place, count)
+    place = tmp_path / "a.sdf"
+    place.write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
+    survives(lambda: (of_sdf(place), _records(mol, place)), place, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db"])
+def test_ensembles_and_images_of_adsorbates(name, count, tmp_path):
+    pytest.importorskip("ase")
+    from dig_plugins.ase.adsorption import read_images
+    from dig_plugins.ase.adsorption.ensemble import AdsorptionEnsemble
+    from tests.plugins.test_adsorption_sites import ensemble
+
+    place = tmp_path / name
+    ensemble(np.array([[0.0, 0.0, 14.0], [1.0, 1.0, 14.0]]), temperature=300.0, log_q=np.zeros(2)).write(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        survives(lambda: (read_images(place), AdsorptionEnsemble.read(place)), place, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_seeds_of_trainings(count, tmp_path):
+    from dig_plugins.tasks.trainings import _seed
+
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 3, "finished": True, "history": []}))
+    survives(lambda: _seed(tmp_path, None), tmp_path / "run.json", count, json_mutated)
 
 
 @pytest.mark.parametrize("count", COUNTS)

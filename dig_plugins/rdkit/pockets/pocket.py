@@ -129,7 +129,8 @@ def _read(pdb: Path, altloc: str | None) -> Chem.Mol:
     """All atoms, bonds, orders and charges of the file."""
     if not pdb.is_file():
         raise IncompatibleError(f"there is no file {pdb}: expected a PDB file.")
-    lines = pdb.read_text().splitlines()
+    # RDKit cuts columns out of UTF-8, so that a letter beyond ASCII would be cut in two.
+    lines = pdb.read_text(encoding="ascii", errors="replace").replace("\ufffd", "?").splitlines()
     if sum(line.startswith("MODEL ") for line in lines) > 1:
         raise IncompatibleError(f"{pdb} holds several models: pass a file of one.")
     atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
@@ -140,7 +141,7 @@ def _read(pdb: Path, altloc: str | None) -> Chem.Mol:
     text = "\n".join(line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[16:17] in keep)
     with rdBase.BlockLogs():
         mol = Chem.MolFromPDBBlock(text, removeHs=False, sanitize=False)
-    if mol is None or not mol.GetNumAtoms():
+    if mol is None or not mol.GetNumAtoms() or not mol.GetNumConformers():
         raise IncompatibleError(f"{pdb} cannot be read as a PDB file with atoms; are the elements in columns 77 and 78?")
     return repair(mol, str(pdb))
 
