@@ -27,6 +27,8 @@ VARIABLE = "DIG_PLUGINS_CACHE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _CHUNK, _TIMEOUT = 1 << 20, 30.0
+_KEPT = {"url": str, "sha256": str, "size": int}
+"""What a record says at least."""
 
 
 def cache_directory() -> Path:
@@ -96,9 +98,9 @@ def _read(place: Path) -> dict | None:
     """The record beside a checkpoint; None where it is not one that was written here."""
     try:
         record = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {"url", "sha256", "size"} <= set(record):
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in _KEPT.items()):
         return None
     return {**record, "file": str(place.with_suffix(".safetensors"))}
 
