@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ __all__ = [
 CHAINS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 """Letters of the chains 0, 1, ..."""
 
+_HEADER = struct.Struct(">3i10f1if3i3i2i")
+"""Of a frame in XTC: 1995, atoms, step; time, cell; atoms, precision, least and greatest integers, their coding, bytes to come."""
+
 _TROUBLE = (ValueError, OSError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, EOFError)
 """What MDTraj's readers raise on files that they cannot read."""
 
@@ -63,6 +67,7 @@ def read_positions(trajectory: str | Path, structure: str | Path) -> np.ndarray:
     for path in (trajectory, structure):
         if not Path(path).is_file():
             raise IncompatibleError(f"there is no file {path}: expected a trajectory and the structure of its atoms.")
+    _check_headers(Path(trajectory))
     try:
         with ascii_name(Path(trajectory)) as name:
             return np.asarray(mdtraj.load(name, top=str(structure)).xyz)
@@ -100,6 +105,7 @@ def read_frames(path: str | Path, n_atoms: int, chosen: np.ndarray, stride: int)
     if kind_of(path) not in mdtraj.formats.registry.FormatRegistry.loaders:
         known = ", ".join(sorted(mdtraj.formats.registry.FormatRegistry.loaders))
         raise UnsupportedError(f"{path.name} is no trajectory that MDTraj reads; it reads {known}.")
+    _check_headers(path)
     # Counts are all that MDTraj takes from it: insertion codes and chains come from the structure.
     blank = mdtraj.Topology()
     residue = blank.add_residue("UNK", blank.add_chain())
@@ -195,6 +201,28 @@ def ascii_name(path: Path) -> Iterator[str]:
         link = Path(place) / f"file{kind_of(path)}"
         link.symlink_to(path.resolve())
         yield str(link)
+
+
+def _check_headers(path: Path) -> None:
+    """Of an XTC file, frame after frame: MDTraj's reader in C takes the process with it where they make no sense.
+
+    Raises IncompatibleError. What is within a compressed frame is not looked at.
+    """
+    if kind_of(path) != ".xtc":
+        return
+    end, at, first = path.stat().st_size, 0, None
+    with open(path, "rb") as stream:
+        while at < end:
+            stream.seek(at)
+            head = stream.read(_HEADER.size)
+            if len(head) < _HEADER.size:
+                break  # of a few atoms, which are not compressed, or cut off: MDTraj finds the end
+            magic, atoms, *_, again, precision, a, b, c, x, y, z, index, size = _HEADER.unpack(head)
+            first = first or atoms
+            whole = atoms <= 9 or (precision > 0 and a <= x and b <= y and c <= z and 9 <= index <= 72 and size > 0)
+            if magic != 1995 or not atoms == again == first or atoms < 1 or not whole:
+                raise IncompatibleError(f"{path.name} cannot be read as a trajectory: there is no frame at byte {at}, it is damaged.")
+            at += 56 + 12 * atoms if atoms <= 9 else _HEADER.size + -(-size // 4) * 4
 
 
 def _count(path: Path) -> int | None:

@@ -133,6 +133,25 @@ def test_structures_of_proteins(name, count, tmp_path):
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_headers_of_trajectories(count, tmp_path):
+    """MDTraj's reader in C would take the process with it."""
+    pytest.importorskip("mdtraj")
+    from dig_plugins.mdtraj import read_backbones, to_trajectory
+    from tests.plugins.test_mdtraj_backbones import chain
+
+    descriptor = protein("AGS")
+    trajectory, place = to_trajectory(chain(descriptor, 3), descriptor), tmp_path / "a.xtc"
+    trajectory.save(str(place))
+    trajectory[0].save(str(tmp_path / "a.pdb"))
+
+    def header(content: bytes, rng: np.random.Generator) -> bytes:
+        at = 4 * int(rng.integers(23))
+        return content[:at] + int(rng.choice([-1, 0, 7, 2**31 - 1])).to_bytes(4, "big", signed=True) + content[at + 4 :]
+
+    survives(lambda: read_backbones(place, tmp_path / "a.pdb"), place, count, header)
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.pt"])
 def test_embeddings(name, count, tmp_path):
     pytest.importorskip("mdtraj")
