@@ -30,7 +30,7 @@ from dig_plugins.ase.adsorption import (
 )
 from dig_plugins.ase.adsorption.coverage import distances, merged
 from dig_plugins.ase.adsorption.plane import shortest
-from dig_plugins.ase.adsorption.relax import Counted, hessian, relax
+from dig_plugins.ase.adsorption.relax import Counted, hessian, is_minimum, relax
 
 H_PT = SiteSurface.from_table("Pt", "H")
 COPIES = {"fcc": [(1 / 3, 1 / 3)], "hcp": [(2 / 3, 2 / 3)], "bridge": [(0.5, 0), (0, 0.5), (0.5, 0.5)], "top": [(0, 0)]}
@@ -113,6 +113,36 @@ def test_grid_search_finds_the_table(searched):
     saddles = [site for site in searched if site.is_minimum is False]
     assert all(site.multiplicity == 3 for site in saddles)
     assert searched.n_calls > 100 and searched.failures == 0 and searched.draws == 12
+
+
+class Rough(Calculator):
+    """A surface whose forces are rough, as those of networks in single precision are."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, inner, roughness):
+        super().__init__()
+        self.inner, self.roughness, self.rng = inner, roughness, np.random.default_rng(0)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=None):
+        super().calculate(atoms, properties, system_changes)
+        self.inner.calculate(atoms)
+        self.results = dict(self.inner.results)
+        self.results["forces"] = self.results["forces"] + self.roughness * self.rng.normal(size=(len(atoms), 3))
+
+
+@pytest.mark.parametrize(("guest", "site", "minimum"), [("H", "fcc", True), ("H", "hcp", True), ("N", "fcc", True), ("N", "bridge", False)])
+def test_rough_forces_make_no_saddle_of_a_minimum_and_no_minimum_of_a_saddle(guest, site, minimum):
+    """H on Pt hardly feels where it is: second differences of rough forces call its minima saddles, the energies around do not."""
+    surface = SiteSurface.from_table("Pt", guest)
+    start = place_adsorbate(SLAB, Atoms(guest), places(surface.on(SLAB))[site][0])
+    start.positions[-1, 2] = SLAB.positions[:, 2].max() + surface.heights[site]
+    counted = Counted(Rough(surface.calculator(), 0.01))
+    end = relax(start, counted, fmax=0.05, steps=0)
+    found = [is_minimum(end, np.array([len(SLAB)]), counted) for _ in range(20)]
+    assert found == [minimum] * 20
+    if guest == "H":
+        assert any(np.linalg.eigvalsh(hessian(end, np.array([len(SLAB)]), counted))[0] < 0 for _ in range(20))
 
 
 def test_grid_search_is_reproducible_and_finds_the_same_without_symmetry(searched):

@@ -2,7 +2,7 @@
 
 Starts on an even grid over the primitive cell, in contact with the slab, in several orientations for molecules; equivalent ones
 are dropped by their sorted distances; BFGS; anomalies counted and kept out; what relaxed to one place is one site; a
-finite-difference Hessian of the adsorbate tells minima from saddles.
+finite-difference Hessian of the adsorbate, and the energy along its softest direction, tell minima from saddles.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .frame import SlabFrame, slab_frame
 from .mesh import label_at
 from .place import as_adsorbate, place_adsorbate
 from .plane import wrap
-from .relax import STIFF, Counted, Relaxed, hessian, relax, relax_clean
+from .relax import STIFF, Counted, Relaxed, is_minimum, relax, relax_clean
 from .sites import Site, SiteSet
 from .symmetry import primitive_lattice
 
@@ -37,7 +37,6 @@ _ALIKE = 0.06  # Angstrom, between the sorted distances of equivalent starts
 _JITTER = 0.03  # Angstrom, so that no start stays on a symmetric saddle
 _SHELL = 24  # distances to each element in a fingerprint
 _ONE_SITE = (0.25, 0.02)  # Angstrom, eV: closer than both is one site
-_SADDLE = -0.02  # eV/Angstrom^2
 _SOFT = 35.0  # eV/Angstrom^2, of a metal's surface as it is known before the first relaxation
 _TILTS = np.radians([0, 60, 120, 180])
 
@@ -225,8 +224,7 @@ def _examined(group: list[tuple[Site, Relaxed]], table: SiteSet, counted: Counte
     """The lowest of a group with its label, its copies in the primitive cell, and whether it is a minimum."""
     site, end = group[0]
     slab, guest = end.atoms[:n], np.arange(n, len(end.atoms))
-    matrix = hessian(end, guest, counted)
-    minimum = None if matrix is None else bool(np.linalg.eigvalsh(matrix)[0] > _SADDLE)
+    minimum = is_minimum(end, guest, counted)
     label, coordination = label_at(slab, table.frame, end.atoms.positions[binding_atom(end.atoms, n)])
     copies = table.multiplicity(site.xy)
     shares = [member.probability for member, _ in group]

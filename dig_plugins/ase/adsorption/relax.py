@@ -12,7 +12,7 @@ from ase.optimize import BFGS
 
 from dig_core.errors import StateError
 
-__all__ = ["STIFF", "Counted", "Relaxed", "hessian", "relax", "relax_clean"]
+__all__ = ["STIFF", "Counted", "Relaxed", "hessian", "is_minimum", "relax", "relax_clean"]
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
 """What calculators raise on one configuration; ASE's own errors are RuntimeErrors. Others are bugs, and travel on."""
@@ -20,6 +20,9 @@ _FAILURES = (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError)
 
 STIFF = 70.0
 """eV/Angstrom^2 of every direction to begin with, unless something better is known: ASE's own, that of molecules."""
+
+_SADDLE = -0.02  # eV/Angstrom^2
+_ASIDE, _FALL = 0.15, 0.002  # Angstrom along the softest direction, and eV by which the energy of a saddle falls there
 
 
 class Counted(Calculator):
@@ -123,3 +126,25 @@ def hessian(end: Relaxed, index: np.ndarray, calculator: Counted, step: float = 
         return None
     matrix = np.array(rows)
     return (matrix + matrix.T) / 2
+
+
+def is_minimum(end: Relaxed, index: np.ndarray, calculator: Counted) -> bool | None:
+    """Whether the atoms ``index`` (k,) are in a minimum: by their curvature, and where that is negative by the energy along it, since
+    second differences of a network's forces are too rough to tell a shallow minimum from a saddle. None where the calculator failed."""
+    matrix = hessian(end, index, calculator)
+    if matrix is None:
+        return None
+    curvatures, directions = np.linalg.eigh(matrix)
+    if curvatures[0] > _SADDLE:
+        return True
+    moved = end.atoms.copy()
+    moved.set_constraint()
+    moved.calc = calculator
+    shift, energies = _ASIDE * directions[:, 0].reshape(-1, 3), []
+    try:
+        for sign in (1, -1):
+            moved.positions[index] = end.atoms.positions[index] + sign * shift
+            energies.append(moved.get_potential_energy())
+    except StateError:
+        return None
+    return bool(min(energies) > end.energy - _FALL)
