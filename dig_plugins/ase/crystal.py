@@ -40,6 +40,7 @@ __all__ = ["CrystalEnergy", "fit_crystal"]
 
 _MOVES, _HARVEST, _RUNGS = 4, 20, 14  # of a population: what its walkers do, and how many rungs a crystal takes or so
 _EVERY = 20  # evaluations a frame, where few are spread
+_MANY = 10_000  # atoms: nobody means a cell of more
 _WIDTH = 0.2  # of the logarithm of the volume at first: nothing is known of it but the size of atoms
 
 
@@ -133,10 +134,15 @@ def fit_crystal(
 
 def _numbers(composition: str | Mapping[str, int]) -> list[int]:
     """Sorted atomic numbers."""
-    counts = Formula(composition).count() if isinstance(composition, str) else dict(composition)
+    try:
+        counts = Formula(composition).count() if isinstance(composition, str) else dict(composition)
+    except Exception as error:  # formulas are taken apart without regard for what is none
+        raise IncompatibleError(f"expected a composition such as 'C8', got {composition!r}: {error}") from error
     odd = [symbol for symbol, count in counts.items() if symbol not in atomic_numbers or count != int(count) or count < 1]
-    if odd or not counts:
-        raise IncompatibleError(f"expected elements and whole numbers of atoms, such as 'C8' or {{'C': 8}}, got {composition!r}.")
+    if odd or not counts or sum(counts.values()) > _MANY:
+        raise IncompatibleError(
+            f"expected elements and whole numbers of atoms, such as 'C8' or {{'C': 8}}, at most {_MANY}, got {composition!r}."
+        )
     return sorted(atomic_numbers[symbol] for symbol, count in counts.items() for _ in range(int(count)))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from pymatgen.core import DummySpecies, Lattice, Structure
+from pymatgen.core import Composition, DummySpecies, Element, Lattice, Structure
 from torch import Tensor
 
 from dig_core.errors import IncompatibleError, StateError, UnsupportedError
@@ -19,6 +19,7 @@ from .distances import neighbour_distances
 
 __all__ = [
     "Group",
+    "atomic_numbers",
     "check_structure",
     "from_atoms",
     "grouped",
@@ -31,6 +32,7 @@ __all__ = [
 
 _NAMES = ("name", "uid", "material_id", "dig_index")
 _PLUTONIUM = 94
+_MANY = 10_000  # atoms: nobody means a cell of more
 _FLAT = 1e-6  # of the product of its lengths: a cell with less volume has none
 
 
@@ -40,6 +42,21 @@ class Group(NamedTuple):
     descriptor: Descriptor
     geometry: Geometry
     index: tuple[int, ...]
+
+
+def atomic_numbers(composition: str | Mapping[str, float] | Composition) -> list[int]:
+    """What is in a cell, rising: of a formula such as "C8", of ``{"C": 8}`` or a Composition.
+
+    Raises IncompatibleError for another string, and for other than whole numbers of atoms, 10,000 at most.
+    """
+    try:
+        amounts = [(Element(symbol).Z, amount) for symbol, amount in Composition(composition).get_el_amt_dict().items()]
+    except Exception as error:  # formulas are taken apart without regard for what is none
+        raise IncompatibleError(f"expected a composition such as 'C8', got {composition!r}: {error}") from error
+    counts = [amount for _, amount in amounts]
+    if not counts or any(count <= 0 or count % 1 for count in counts) or sum(counts) > _MANY:
+        raise IncompatibleError(f"expected whole numbers of atoms, such as 'C8', at most {_MANY}, got {composition!r}.")
+    return sorted(number for number, amount in amounts for _ in range(int(amount)))
 
 
 def to_geometry(structures: Structure | Sequence[Structure]) -> Geometry:

@@ -24,7 +24,7 @@ from dig_core.system.descriptor import Descriptor
 from dig_core.types import Geometry, Samples
 
 from .. import models
-from .convert import to_structures, whole
+from .convert import atomic_numbers, to_structures, whole
 from .designs import Designs
 
 __all__ = ["design"]
@@ -225,17 +225,12 @@ def _missed(properties: dict[str, np.ndarray], wanted: Mapping[str, tuple[Likeli
 def _cells(composition, n: int, dig: DiG, rng: np.random.Generator) -> tuple[list[tuple[list[int], int]], list[str]]:
     """Atomic numbers of a cell and how many structures of it, small cells first; and what is to be said of them."""
     exact = not isinstance(composition, str) or any(letter.isdigit() for letter in composition)
-    try:
-        amounts = Composition(composition).get_el_amt_dict()
-    except ValueError as error:
-        raise IncompatibleError(f"expected a composition such as 'C8', got {composition!r}: {error}") from error
-    if not amounts or any(amount <= 0 or amount % 1 for amount in amounts.values()):
-        raise IncompatibleError(f"expected whole numbers of atoms, such as 'C8', got {composition!r}.")
+    unit = atomic_numbers(composition)
+    symbols = {Element.from_Z(number).symbol for number in unit}
     known = dig.card.scope.get("element")
-    if known and not set(amounts) <= set(known):
-        named = f"{', '.join(known)}, got {', '.join(sorted(amounts))}"
+    if known and not symbols <= set(known):
+        named = f"{', '.join(known)}, got {', '.join(sorted(symbols))}"
         raise UnsupportedError(f"the model {dig.card.name!r} knows {named}: train one on them.")
-    unit = sorted(Element(symbol).Z for symbol, amount in amounts.items() for _ in range(int(amount)))
     sizes = {1: n} if exact else _sizes(len(unit), n, dig, rng)
     cells = [(sorted(unit * times), count) for times, count in sorted(sizes.items())]
     least, most = dig.card.scope.get("atoms", (1, math.inf))

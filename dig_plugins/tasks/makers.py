@@ -84,18 +84,14 @@ def protein(dig: DiG, model: str, given: Given) -> Subject:
 
 def crystal(dig: DiG, model: str, given: Given) -> Subject:
     """Of a composition; with an energy, if a calculator and a temperature are given."""
-    from pymatgen.core import Composition
-
     from dig_core.system.crystal import crystal as described
 
     from ..pymatgen import grouped, read_structures
+    from ..pymatgen.convert import atomic_numbers
 
     if given.of is None:
         raise IncompatibleError(f"the model {model} is one of crystals: give a composition, such as C8.")
-    try:
-        numbers = sorted(e.Z for e, count in Composition(given.of).items() for _ in range(int(count)))
-    except (ValueError, KeyError) as error:
-        raise IncompatibleError(f"expected a composition such as C8, got {given.of!r}: {error}") from error
+    numbers = atomic_numbers(given.of)
     dig = dig.on(described(numbers))
 
     def read(path: str | Path) -> Geometry:

@@ -201,6 +201,30 @@ def test_ensembles_and_images_of_adsorbates(name, count, tmp_path):
         survives(lambda: (read_images(place), AdsorptionEnsemble.read(place)), place, count)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", COUNTS)
+def test_formulas_and_smiles(count, tmp_path):
+    """Text that people type; molecules that such text happens to mean are made."""
+    pytest.importorskip("rdkit")
+    pytest.importorskip("pymatgen")
+    from dig_plugins.ase.crystal import _numbers
+    from dig_plugins.pymatgen.convert import atomic_numbers
+    from dig_plugins.rdkit import of_smiles
+
+    place = tmp_path / "typed"
+
+    def typed(content: bytes, rng: np.random.Generator) -> bytes:
+        text, letters = list(content.decode()), list("CHSiOnc()[]{}=#@/.0123456789+-*:% e\0\u00e9\u00b2")
+        for _ in range(rng.integers(1, 4)):
+            at, gone, come = int(rng.integers(1 + len(text))), int(rng.integers(2)), int(rng.integers(2))
+            text[at : at + gone] = [str(rng.choice(letters))] * come
+        return "".join(text).encode()
+
+    for text, read in (("C8Si2(OH)3", atomic_numbers), ("C8Si2(OH)3", _numbers), ("C[C@H](N)C(=O)O", of_smiles)):
+        place.write_text(text)
+        survives(lambda read=read: read(place.read_text()), place, count, typed)
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_seeds_of_trainings(count, tmp_path):
     from dig_plugins.tasks.trainings import _seed
