@@ -357,7 +357,7 @@ def test_a_build_is_judged_by_what_it_does(tmp_path, monkeypatch, fresh_probe, c
     (tmp_path / "openmmtorch.py").write_text(code.replace("WORKS", _WORKING))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = torchforce.probe()
-    assert found[:2] == expected
+    assert found[:2] == expected, found.why
     assert re.search(why, found.why)
 
 
