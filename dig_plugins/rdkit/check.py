@@ -8,7 +8,7 @@ from rdkit.ForceField import rdForceField  # noqa: F401  # older RDKits know the
 
 from dig_core.errors import IncompatibleError, UnsupportedError
 
-from .facts import unspecified_stereo
+from .facts import chiral_axes, unspecified_stereo
 
 __all__ = ["MAX_ATOMS", "ORDERS", "check_molecule", "check_parameters", "check_stereo", "label"]
 
@@ -26,12 +26,12 @@ def check_molecule(mol: Chem.Mol, max_atoms: int = MAX_ATOMS) -> None:
     """Raise unless ``mol`` is one molecule that a model can be made of.
 
     IncompatibleError: not a molecule, valences that cannot be, missing hydrogens, unspecified stereochemistry.
-    UnsupportedError: several fragments, metals, dummy atoms, other bonds than single to triple and aromatic, radicals, more than
-    ``max_atoms`` atoms.
+    UnsupportedError: several fragments, metals, dummy atoms, other bonds than single to triple and aromatic, radicals, allenes whose axis
+    is chiral, more than ``max_atoms`` atoms.
     """
     if not isinstance(mol, Chem.Mol) or not mol.GetNumAtoms():
         raise IncompatibleError(f"expected an RDKit molecule with atoms, got {mol if mol is None else type(mol).__name__}.")
-    for check in (_one_piece, _nonmetals, _bonds, _valences, _hydrogens, _radicals):
+    for check in (_one_piece, _nonmetals, _bonds, _valences, _hydrogens, _radicals, _axes):
         check(mol)
     if mol.GetNumAtoms() > max_atoms:
         raise UnsupportedError(f"expected at most {max_atoms} atoms, got {mol.GetNumAtoms()}: pass a larger max_atoms= if you mean it.")
@@ -108,3 +108,9 @@ def _radicals(mol: Chem.Mol) -> None:
         raise UnsupportedError(
             f"unpaired electrons at {', '.join(found)}: MMFF94 has no radicals. If it is none, bond orders or formal charges are wrong."
         )
+
+
+def _axes(mol: Chem.Mol) -> None:
+    found = ["=".join(label(mol, i) for i in chain) for chain in chiral_axes(mol)]
+    if found:
+        raise UnsupportedError(f"the axis {', '.join(found)} has two configurations, and RDKit's molecules do not say which: not covered.")

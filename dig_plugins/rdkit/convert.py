@@ -15,6 +15,7 @@ from dig_core.errors import IncompatibleError, StateError
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.types import Geometry
 
+from .cages import bridgeheads, built
 from .check import MAX_ATOMS, ORDERS, check_molecule, check_parameters
 
 __all__ = ["check_structure", "describe", "embed", "of_sdf", "of_smiles", "reference_structure", "to_geometry", "with_conformers"]
@@ -66,8 +67,7 @@ def of_sdf(path: str | Path, *, record: int | None = None, max_atoms: int = MAX_
     if mol is None:
         raise IncompatibleError(f"record {record or 0} of {path} cannot be read: its atom or bond block is damaged.")
     mol = _sanitized(mol, str(path))
-    _conformers(mol)
-    Chem.AssignStereochemistryFrom3D(mol)
+    mol = _seen(mol, _conformers(mol)[0].GetId())
     check_molecule(mol, max_atoms)
     return mol
 
@@ -95,9 +95,12 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0, preferences: bool = True) -> 
 
     StateError where distance geometry finds none: stereochemistry that no structure can have, most often.
     """
-    copy, found = Chem.Mol(mol), []
+    copy, found, caged = Chem.Mol(mol), [], bool(bridgeheads(mol))
     if mol.GetNumConformers():
         Chem.AssignAtomChiralTagsFromStructure(copy, mol.GetConformers()[0].GetId(), replaceExistingTags=True)
+        for atom in mol.GetAtoms():
+            if atom.GetAtomicNum() == 7 and atom.GetChiralTag():  # RDKit reads none of these from a structure
+                copy.GetAtomWithIdx(atom.GetIdx()).SetChiralTag(atom.GetChiralTag())
     for small_rings, random in ((True, False), (False, False), (False, True))[not preferences :]:
         options = rdDistGeom.ETKDGv3()
         options.useExpTorsionAnglePrefs = options.useBasicKnowledge = preferences
@@ -112,6 +115,8 @@ def embed(mol: Chem.Mol, n: int, *, seed: int = 0, preferences: bool = True) -> 
             found = []
         if len(found) > n // 2:
             break
+        if caged and len(positions := built(copy, n, options)) > len(found):
+            return with_conformers(mol, positions)
     if not found:
         raise StateError(
             f"no 3D structure found for {Chem.MolToSmiles(Chem.RemoveHs(mol))}: its stereochemistry may be impossible (a trans bond in a "
@@ -162,14 +167,29 @@ def _conformers(mol: Chem.Mol) -> list[Chem.Conformer]:
 
 def check_structure(mol: Chem.Mol, conformer: int) -> None:
     """IncompatibleError where the conformer of that number is of another stereoisomer than the graph says."""
-    seen = Chem.Mol(mol)
-    Chem.AssignStereochemistryFrom3D(seen, conformer, replaceExistingTags=True)
+    seen = _seen(mol, conformer)
+    for i in set().union(*bridgeheads(mol)):  # of which the graph may say nothing where there is no choice
+        if not mol.GetAtomWithIdx(i).GetChiralTag():
+            seen.GetAtomWithIdx(i).SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
     said, found = (Chem.MolToSmiles(_told(m)) for m in (mol, seen))
     if said != found:
         raise IncompatibleError(
             f"the structure is that of {found}, the molecule says {said}: make one with reference_structure(mol), or call "
             "Chem.AssignStereochemistryFrom3D(mol) if the structure is right."
         )
+
+
+def _seen(mol: Chem.Mol, conformer: int) -> Chem.Mol:
+    """A copy with the stereochemistry of a conformer, nitrogens in rings of three included, which RDKit leaves out."""
+    copy, positions = Chem.Mol(mol), mol.GetConformer(conformer).GetPositions()
+    Chem.AssignStereochemistryFrom3D(copy, conformer, replaceExistingTags=True)
+    for atom in copy.GetAtoms():
+        i, around = atom.GetIdx(), [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
+        if atom.GetAtomicNum() == 7 and len(around) == 3 and mol.GetRingInfo().IsAtomInRingOfSize(i, 3):
+            left = np.linalg.det(positions[around] - positions[i]) > 0
+            atom.SetChiralTag(Chem.ChiralType.CHI_TETRAHEDRAL_CCW if left else Chem.ChiralType.CHI_TETRAHEDRAL_CW)
+    Chem.AssignStereochemistry(copy, cleanIt=True, force=True)
+    return copy
 
 
 def _told(mol: Chem.Mol) -> Chem.Mol:

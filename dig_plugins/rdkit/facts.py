@@ -10,8 +10,11 @@ from rdkit.Chem import rdCIPLabeler
 
 from dig_core.errors import UnsupportedError
 
+from .cages import cages, marked, possible, settled
+
 __all__ = [
     "Stereo",
+    "chiral_axes",
     "enumerate_stereo",
     "inverting_nitrogens",
     "ring_atoms",
@@ -92,42 +95,89 @@ def stereo_bonds(mol: Chem.Mol) -> list[Stereo]:
 
 
 def unspecified_stereo(mol: Chem.Mol) -> list[Stereo]:
-    """Centres and double bonds of which the molecule does not say what they are."""
-    return [s for s in _stereo(mol) if s.configuration is None]
+    """Centres and double bonds of which the molecule does not say what they are, though there is a choice (:func:`.cages.settled`)."""
+    held = _held(mol)
+    return [s for s in _stereo(mol) if s.configuration is None and s.atoms[0] not in held]
+
+
+def chiral_axes(mol: Chem.Mol) -> list[tuple[int, ...]]:
+    """Chains of cumulated double bonds between carbons that each bear two different groups: allenes, whose axis is chiral, and longer
+    cumulenes with sides. A molecule of RDKit does not say which they are."""
+    ranks, found = symmetry_classes(mol), []
+    for chain in _cumulenes(mol):
+        ends = [mol.GetAtomWithIdx(i) for i in (chain[0], chain[-1])]
+        groups = [[ranks[a.GetIdx()] for a in end.GetNeighbors() if a.GetIdx() not in chain] for end in ends]
+        groups = [own + [-1] * end.GetTotalNumHs() for own, end in zip(groups, ends, strict=True)]
+        if all(end.GetAtomicNum() == 6 and len(set(own)) == 2 for own, end in zip(groups, ends, strict=True)):
+            found.append(chain)
+    return found
 
 
 def enumerate_stereo(mol: Chem.Mol, limit: int = 64) -> list[Chem.Mol]:
-    """Every stereoisomer that the molecule leaves open, without conformers; the molecule itself if it leaves none.
+    """Every stereoisomer that the molecule leaves open, without conformers; the molecule itself if it leaves none. Of cages those whose
+    bridgeheads can be as they are said to be; what leaves no choice stays unsaid.
 
     UnsupportedError for more than ``limit``.
     """
+    open_ones, known = unspecified_stereo(mol), cages(mol)
+    held = _held(mol)
+    told = marked(mol, held, known)
     options = stereo.StereoEnumerationOptions(unique=True, onlyUnassigned=True, maxIsomers=limit + 1)
-    open_ones = unspecified_stereo(mol)
-    count = stereo.GetStereoisomerCount(mol, options=options)
+    count = stereo.GetStereoisomerCount(told, options=options)
     if count > limit:
         raise UnsupportedError(f"{len(open_ones)} stereo elements leave {count} isomers open, limit={limit}: specify some, or raise it.")
-    found = list(stereo.EnumerateStereoisomers(mol, options=options)) if open_ones else [Chem.Mol(mol)]
+    found = list(stereo.EnumerateStereoisomers(told, options=options)) if open_ones else [told]
+    found = [isomer for isomer in found if possible(isomer, known)] or found
     for isomer in found:
-        isomer.RemoveAllConformers()
-    return found
+        for i in held:
+            isomer.GetAtomWithIdx(i).SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    return list({Chem.MolToSmiles(isomer): isomer for isomer in reversed(found)}.values())[::-1]
+
+
+def _held(mol: Chem.Mol) -> set[int]:
+    """Centres of which the molecule says nothing, nor needs to."""
+    return settled(mol, [s.atoms[0] for s in stereo_centres(mol) if s.configuration is None])
 
 
 def _stereo(mol: Chem.Mol) -> list[Stereo]:
     copy = Chem.Mol(mol)  # perceiving writes on the molecule
     rdCIPLabeler.AssignCIPLabels(copy)
-    found = []
+    found, cumulated = [], {i for chain in _cumulenes(mol) for i in chain[1:-1]}
     for one in Chem.FindPotentialStereo(copy):
         if one.type == Chem.StereoType.Atom_Tetrahedral:
             atoms, owner = (one.centeredOn,), copy.GetAtomWithIdx(one.centeredOn)
         elif one.type == Chem.StereoType.Bond_Double:
             owner = copy.GetBondWithIdx(one.centeredOn)
             atoms = (owner.GetBeginAtomIdx(), owner.GetEndAtomIdx())
+            if cumulated & set(atoms):  # azides, ketenes, allenes: such a bond has no sides
+                continue
         else:
             continue
         said = _CONFIGURATIONS.get(one.descriptor) if one.specified == Chem.StereoSpecified.Specified else None
         around = tuple(i for i in one.controllingAtoms if i < copy.GetNumAtoms())
         label = owner.GetProp("_CIPCode") if owner.HasProp("_CIPCode") else ""
         found.append(Stereo(atoms, said, around, label))
+    return found
+
+
+def _cumulenes(mol: Chem.Mol) -> list[tuple[int, ...]]:
+    """Atoms of each chain of two or more double bonds that follow each other, ends included."""
+    doubles: dict[int, list[int]] = {a.GetIdx(): [] for a in mol.GetAtoms()}
+    for bond in mol.GetBonds():
+        if bond.GetBondType() == Chem.BondType.DOUBLE:
+            doubles[bond.GetBeginAtomIdx()].append(bond.GetEndAtomIdx())
+            doubles[bond.GetEndAtomIdx()].append(bond.GetBeginAtomIdx())
+    inner = {i for i, around in doubles.items() if len(around) == 2 and mol.GetAtomWithIdx(i).GetTotalDegree() == 2}
+    found = []
+    for start, around in doubles.items():
+        for second in around:
+            if start in inner or second not in inner:
+                continue
+            chain = [start, second]
+            while chain[-1] in inner:
+                chain += [i for i in doubles[chain[-1]] if i != chain[-2]]
+            if start < chain[-1]:
+                found.append(tuple(chain))
     return found
 
 

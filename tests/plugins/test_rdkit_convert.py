@@ -67,6 +67,7 @@ def test_structures_are_of_the_isomer_that_was_asked_for(smiles):
         ("C[Zn]C", UnsupportedError, "Zn1"),
         ("CB(O)O", UnsupportedError, "no parameters for B1"),
         ("[CH2]C", UnsupportedError, "unpaired electrons at C0"),
+        ("CC=C=CC", UnsupportedError, "axis C1=C2=C3 has two"),
         ("C*", UnsupportedError, "no element"),
         ("C" * 80, UnsupportedError, "at most 200 atoms, got 242"),
         ("C1C[C@@H]2CC[C@@H]1C2", StateError, "no 3D structure found"),
@@ -134,6 +135,45 @@ def test_open_stereochemistry_is_enumerated():
     assert len(facts.enumerate_stereo(Chem.MolFromSmiles("C[C@H](F)Cl"))) == 1
     with pytest.raises(UnsupportedError, match="limit=2"):
         facts.enumerate_stereo(mol, limit=2)
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        "C1C2CC1C2",  # distance geometry's own bounds on handedness refuse it
+        "NC12CC(C1)(C2)C(=O)O", "C1CC2CCC1C2", "C1CN2CCN1CC2", "C1CN2CCC1CC2", "C1N2CN3CN1CN(C2)C3", "CC12CC3CC(C1)(CC(C3)(C2)N)C",
+        "CN1[C@@H]2CCC1CC2", "C1C2CNCC1c1ccccc12", "CN=[N+]=[N-]", "CC=C=O", "CN=C=NC", "CC=C=C", "C[C@H]1C[N@@]1C",
+    ],
+)  # fmt: skip
+def test_what_has_no_choice_need_not_be_said(smiles, tmp_path):
+    """Cages of which one stereoisomer can be, nitrogens that cages hold, cumulated double bonds; the file says the same as the SMILES."""
+    mol = convert.of_smiles(smiles)
+    (only,) = facts.enumerate_stereo(mol)
+    assert Chem.MolToSmiles(only) == Chem.MolToSmiles(mol) and not facts.unspecified_stereo(mol)
+    convert.describe(mol)
+    assert convert.embed(mol, 4, seed=2).GetNumConformers() == 4
+    path = tmp_path / "one.sdf"
+    path.write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
+    back = convert.of_sdf(path)
+    assert Chem.MolToSmiles(Chem.RemoveHs(back)) == Chem.MolToSmiles(Chem.RemoveHs(Chem.MolFromSmiles(Chem.MolToSmiles(back))))
+    assert convert.embed(back, 2, seed=3).GetNumConformers() == 2
+
+
+@pytest.mark.parametrize(
+    ("smiles", "count"),
+    [("CC1(C)C2CCC1(C)C(=O)C2", 2), ("CN1C2CCC1CC(O)C2", 2), ("CC(F)C12CC3CC(C1)CC(C3)C2", 2), ("OC1CC2CCC1C2", 4), ("CN1CC1C", 4)],
+)
+def test_isomers_of_cages_are_those_that_can_be(smiles, count):
+    """Camphor's mirror images, tropine and its epimer, a centre beside adamantane, norborneols: each can be built and is told apart."""
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert facts.unspecified_stereo(mol)
+    isomers = [convert.reference_structure(isomer) for isomer in facts.enumerate_stereo(mol)]
+    assert len({Chem.MolToSmiles(isomer) for isomer in isomers}) == len(isomers) == count
+    for isomer in isomers:
+        convert.describe(isomer)
+    if "@" in Chem.MolToSmiles(isomers[0]) and smiles.startswith("CC1(C)"):
+        with pytest.raises(IncompatibleError, match="the structure is that of"):
+            convert.describe(convert.with_conformers(isomers[0], -convert.to_geometry(isomers[0]).positions.numpy()))
 
 
 def test_facts_of_the_graph():
