@@ -22,7 +22,7 @@ from dig_core.training.walks import rounds
 from dig_core.types import Geometry
 
 from .. import models
-from .check import label
+from .check import check_molecule, label
 from .convert import check_structure, describe, with_conformers
 from .energy import MMFFEnergy, reduced_unit
 from .ensemble import ConformerEnsemble
@@ -78,6 +78,7 @@ def sample_conformers(
         raise IncompatibleError(f"expected correct to be one of {', '.join(map(repr, CORRECTIONS))}, got {correct!r}.")
     if n < 1:
         raise IncompatibleError(f"expected to draw at least 1 conformer, got n = {n}.")
+    check_molecule(mol)
     seed = as_seed(seed)
     if model is None:
         model = fit_molecule(mol, temperature, energy=energy, variant=variant, budget=budget, seed=seed, progress=progress).dig

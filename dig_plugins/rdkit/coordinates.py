@@ -9,7 +9,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from dig_core.coordinates import Internal
-from dig_core.coordinates.internal import NARROW
+from dig_core.coordinates.internal import NARROW, SIBLING
 from dig_core.coordinates.measure import dihedral
 from dig_core.diffusion.spaces import wrap
 from dig_core.types import Geometry
@@ -41,12 +41,15 @@ def internal_coordinates(mol: Chem.Mol, conformers: Geometry, temperature: float
             if found is not None:
                 narrow[row] = found
         free.append(row not in narrow if turns else row[1] in inverting and min(row) >= 0)
-    known = dict(zip(plain.shape_atoms, zip(plain.centre.tolist(), plain.width.tolist(), strict=True), strict=True)) | narrow
+    # Behind a straight angle the three columns of an atom are of the same atoms: told apart by what they are of, in their order.
+    known: dict[tuple, list] = {(SIBLING, row): [found] for row, found in narrow.items()}
+    for kind, atoms, centre, width in zip(plain.kinds, plain.shape_atoms, plain.centre.tolist(), plain.width.tolist(), strict=True):
+        known.setdefault((kind, atoms), []).append((centre, width))
     zmatrix = replace(zmatrix, free=tuple(free))
     size = 3 * len(zmatrix.rows) - 6 - sum(free)
     fresh = Internal(zmatrix, torch.zeros(size), torch.ones(size))
-    centre, width = torch.tensor([known[atoms] for atoms in fresh.shape_atoms], dtype=torch.float64).unbind(1)
-    return Internal(zmatrix, centre, width)
+    standards = [known[column].pop(0) for column in zip(fresh.kinds, fresh.shape_atoms, strict=True)]
+    return Internal(zmatrix, *torch.tensor(standards, dtype=torch.float64).unbind(1))
 
 
 def _narrow(torsion: Tensor) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ from dig_core.training.molecule import internal_model, width_of
 from dig_core.training.plan import Plan, seconds_of
 
 from ..progress import pictures
-from .check import MAX_ATOMS
+from .check import MAX_ATOMS, check_molecule
 from .convert import describe, embed, reference_structure, to_geometry
 from .coordinates import internal_coordinates
 from .energy import MMFFEnergy
@@ -75,6 +75,7 @@ def fit_molecule(
     StateError: no 3D structure found. CheckpointError: ``out`` holds another training.
     """
     began, seconds, out = time.monotonic(), seconds_of(budget), None if out is None else Path(out)
+    check_molecule(mol, max_atoms)
     numbers = [a.GetAtomicNum() for a in mol.GetAtoms()]
     plan = Plan.of(out, as_seed(seed), numbers, float(temperature))
     if not any(c.Is3D() for c in mol.GetConformers()):

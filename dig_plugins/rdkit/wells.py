@@ -18,6 +18,7 @@ from dig_core.training.wells import harmonic, refined
 from dig_core.types import Geometry
 
 from .basins import FAR, distinct
+from .check import check_molecule
 from .convert import describe, embed, reference_structure, to_geometry
 from .coordinates import internal_coordinates
 from .energy import MMFFEnergy
@@ -48,6 +49,7 @@ def conformer_wells(
 
     Raises as :func:`.training.fit_molecule`.
     """
+    check_molecule(mol)
     seed = as_seed(seed)
     if not any(c.Is3D() for c in mol.GetConformers()):
         mol = reference_structure(mol, seed=seed)

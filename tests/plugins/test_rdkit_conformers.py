@@ -160,6 +160,10 @@ def test_what_does_not_fit_is_refused():
         sample_conformers(mol, 4, model=dig, correct="clip")
     with pytest.raises(IncompatibleError, match="at least 1"):
         sample_conformers(mol, 0, model=dig)
+    for nothing in (None, "OO", Chem.Mol()):
+        for model_ in (dig, "wells", "conformers", None):
+            with pytest.raises(IncompatibleError, match="RDKit molecule"):
+                sample_conformers(nothing, 4, model=model_)
     chiral, model = untrained("C[C@H](F)Cl")
     with pytest.raises(IncompatibleError, match="structure is that of"):
         sample_conformers(convert.of_smiles("C[C@@H](F)Cl"), 4, model=model)
@@ -180,6 +184,25 @@ def test_what_turns_is_free_and_what_does_not_is_narrow(smiles, free):
     noise = torch.randn(3, descriptor.n_atoms, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     near = Geometry(descriptor.reference.positions + 0.03 * noise)
     check_coordinates(coordinates, internal_model(coordinates, **SMALL).process, near, descriptor)
+
+
+@pytest.mark.parametrize("smiles", ["CCCC#N", "CC#CCO", "CCN=[N+]=[N-]", "CN=C=O"])
+def test_bonds_behind_straight_angles_are_as_long_as_others(smiles):
+    """Their three columns are of the same atoms. A minimum is where normal numbers are; what these draw has bonds of MMFF94's lengths."""
+    mol = convert.of_smiles(smiles)
+    coordinates = internal_coordinates(mol, convert.to_geometry(convert.embed(mol, 20, seed=1)), 300.0)
+    descriptor = convert.describe(mol)
+    state, _ = coordinates.encode(convert.to_geometry(mol), descriptor)
+    assert float(state["shape"].abs().max()) < 4
+    rng = torch.Generator().manual_seed(0)
+    drawn = {
+        "shape": torch.randn(200, state["shape"].shape[1], generator=rng, dtype=torch.float64),
+        "torsion": state["torsion"].expand(200, -1),
+    }
+    places, rest = coordinates.decode(drawn, descriptor).positions, convert.to_geometry(mol).positions[0]
+    for bond in mol.GetBonds():
+        pair = [bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()]
+        assert abs(float((places[:, pair[0]] - places[:, pair[1]]).norm(dim=1).mean() - (rest[pair[0]] - rest[pair[1]]).norm())) < 0.02
 
 
 def test_mmff_is_enough_to_train_on(tmp_path, monkeypatch):
