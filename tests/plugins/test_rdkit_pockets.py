@@ -171,8 +171,32 @@ def test_files_that_say_too_little_are_refused(tmp_path):
         read_pocket(written(tmp_path / "p.pdb", peptide()), outside() + 100.0)
     with pytest.raises(IncompatibleError, match="no file"):
         read_pocket(tmp_path / "nowhere.pdb", outside())
+    with pytest.raises(IncompatibleError, match="several models"):
+        read_pocket(written(tmp_path / "two.pdb", f"MODEL\n{peptide()}\nENDMDL\nMODEL\n{peptide()}\nENDMDL"), outside())
     with pytest.raises(IncompatibleError, match="keep"):
         read_pocket(tmp_path / "p.pdb", outside(), waters="some")
+    with pytest.raises(IncompatibleError, match="positive cutoff"):
+        read_pocket(tmp_path / "p.pdb", outside(), cutoff=math.nan)
+
+
+def test_an_alternate_location_is_one_of_the_file_or_said_to_be_another(tmp_path):
+    """Residue 5 has A and B, residue 6 has A alone: what is asked for is taken where it is, else the first, and the notes say so."""
+    lines = peptide().splitlines()
+    number = [int(line[22:26]) for line in lines]
+    marked = [line[:16] + c + line[17:] for line, n in zip(lines, number, strict=True) for c in {5: "AB", 6: "A"}.get(n, " ")]
+    path, plain = written(tmp_path / "alt.pdb", "\n".join(marked)), written(tmp_path / "plain.pdb", peptide())
+    read = read_pocket(path, outside(), altloc="B")
+    np.testing.assert_array_equal(read.positions, read_pocket(plain, outside()).positions)
+    assert any("no alternate location B" in note and "A 6 (A)" in note for note in read.notes)
+    assert read_pocket(path, outside(), altloc="A").notes == ()
+    with pytest.raises(IncompatibleError, match="locations A, B, and no 'C'"):
+        read_pocket(path, outside(), altloc="C")
+
+
+@pytest.mark.parametrize("site", [None, "LIG", np.zeros((3, 2)), np.zeros((0, 3)), np.array(1.0), np.full((2, 3), np.nan), [[1, 2, 3, 4]]])
+def test_a_site_is_a_ligand_or_points(tmp_path, site):
+    with pytest.raises(IncompatibleError, match=r"points \(M, 3\)"):
+        read_pocket(written(tmp_path / "p.pdb", peptide()), site)
 
 
 def test_a_ligand_elsewhere_and_overlaps_are_said(pocket):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,15 +85,15 @@ def read_pocket(
     """
     given = {"waters": waters, "ions": ions, "cofactors": cofactors}
     wrong = {name: rule for name, rule in given.items() if rule not in _RULES}
-    if wrong or cutoff <= 0:
+    if wrong or not 0 < cutoff < math.inf:
         raise IncompatibleError(f"expected 'keep', 'leave' or None and a positive cutoff, got {wrong}, cutoff = {cutoff}.")
     points = points_of(site)
-    whole = _read(Path(pdb), altloc)
+    whole, notes = _read(Path(pdb), altloc)
     place, residues = whole.GetConformer().GetPositions(), _residues(whole)
     heavy = np.array([a.GetAtomicNum() > 1 for a in whole.GetAtoms()])
     distance = np.full(len(place), np.inf)
     distance[heavy] = np.linalg.norm(place[heavy][:, None] - points, axis=2).min(1)
-    chosen, notes, left = [], [], dict.fromkeys(given, 0)
+    chosen, left = [], dict.fromkeys(given, 0)
     for label, atoms in residues.items():
         near = distance[atoms].min()
         if near > cutoff:
@@ -101,7 +102,8 @@ def read_pocket(
         rule = "keep" if name is None else given[name]
         if rule is None and near < _NEAR:
             raise UnsupportedError(
-                f"{label} ({name}) is {near:.1f} Angstrom from the site: say {name}='keep' to have it in the pocket, 'leave' to ignore it."
+                f"{label} ({name}) is {near:.1f} Angstrom from the site: say {name}='keep' to have it in the pocket, 'leave' to ignore it, "
+                "as where it is the ligand itself."
             )
         if rule == "keep":
             chosen.append((label, atoms))
@@ -119,31 +121,48 @@ def points_of(site: Chem.Mol | np.ndarray) -> np.ndarray:
     if isinstance(site, Chem.Mol):
         heavy = [a.GetIdx() for a in site.GetAtoms() if a.GetAtomicNum() > 1]
         return to_geometry(site).positions[0].numpy()[heavy]
-    points = np.asarray(site, dtype=np.float64).reshape(-1, 3)
-    if not len(points) or not np.isfinite(points).all():
-        raise IncompatibleError(f"expected a ligand or finite points (M, 3) as the site, got {len(points)} points.")
-    return points
+    given = np.asarray(site)
+    shape = given.shape if given.dtype.kind in "iuf" else type(site).__name__
+    if given.dtype.kind not in "iuf" or given.ndim not in (1, 2) or given.shape[-1] != 3 or not given.size or not np.isfinite(given).all():
+        raise IncompatibleError(f"expected a ligand or finite points (M, 3) as the site, got {shape}.")
+    return given.astype(np.float64).reshape(-1, 3)
 
 
-def _read(pdb: Path, altloc: str | None) -> Chem.Mol:
-    """All atoms, bonds, orders and charges of the file."""
+def _read(pdb: Path, altloc: str | None) -> tuple[Chem.Mol, list[str]]:
+    """All atoms, bonds, orders and charges of the file; and a note of residues that have other alternate locations alone."""
     if not pdb.is_file():
         raise IncompatibleError(f"there is no file {pdb}: expected a PDB file.")
     # RDKit cuts columns out of UTF-8, so that a letter beyond ASCII would be cut in two.
     lines = pdb.read_text(encoding="ascii", errors="replace").replace("\ufffd", "?").splitlines()
-    if sum(line.startswith("MODEL ") for line in lines) > 1:
+    if sum(line.split()[:1] == ["MODEL"] for line in lines) > 1:
         raise IncompatibleError(f"{pdb} holds several models: pass a file of one.")
-    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
-    several = sorted({line[16] for line in atoms if len(line) > 16} - {" "})
-    if several and altloc is None:
-        raise IncompatibleError(f"{pdb} has alternate locations {', '.join(several)}: say which with altloc=.")
-    keep = {" ", altloc}
-    text = "\n".join(line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[16:17] in keep)
+    lines, notes = _located(lines, altloc, pdb)
     with rdBase.BlockLogs():
-        mol = Chem.MolFromPDBBlock(text, removeHs=False, sanitize=False)
+        mol = Chem.MolFromPDBBlock("\n".join(lines), removeHs=False, sanitize=False)
     if mol is None or not mol.GetNumAtoms() or not mol.GetNumConformers():
         raise IncompatibleError(f"{pdb} cannot be read as a PDB file with atoms; are the elements in columns 77 and 78?")
-    return repair(mol, str(pdb))
+    return repair(mol, str(pdb)), notes
+
+
+def _located(lines: list[str], altloc: str | None, pdb: Path) -> tuple[list[str], list[str]]:
+    """Lines of one alternate location: the one asked for, or the first of a residue that has others alone, which the note says."""
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        if line.startswith(("ATOM", "HETATM")) and line[16:17].strip():
+            found.setdefault(line[21:27], set()).add(line[16])
+    there = sorted(set().union(*found.values()))
+    if found and altloc not in there:
+        wrong = "" if altloc is None else f", and no {altloc!r}"
+        raise IncompatibleError(f"{pdb} has alternate locations {', '.join(there)}{wrong}: say which with altloc=.")
+    taken = {residue: altloc if altloc in known else min(known) for residue, known in found.items()}
+    kept = []  # with a blank for the letter: RDKit reads none but A
+    for line in lines:
+        if not line.startswith(("ATOM", "HETATM")) or not line[16:17].strip():
+            kept.append(line)
+        elif line[16] == taken[line[21:27]]:
+            kept.append(f"{line[:16]} {line[17:]}")
+    others = [f"{' '.join(residue.split())} ({letter})" for residue, letter in taken.items() if letter != altloc]
+    return kept, [f"no alternate location {altloc}, another one taken: {', '.join(others)}."] if others else []
 
 
 def _residues(mol: Chem.Mol) -> dict[str, list[int]]:
