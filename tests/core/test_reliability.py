@@ -260,16 +260,16 @@ def killed(work, after: float) -> bool:
 
 
 @needs_fork
-@pytest.mark.parametrize("trials", [4, pytest.param(int(os.environ.get("DIG_KILLS", 100)), marks=pytest.mark.slow)])
-def test_killed_trainings_go_on_as_if_nothing_had_been(trials, tmp_path):
+@pytest.mark.parametrize("wanted", [4, pytest.param(int(os.environ.get("DIG_KILLS", 100)), marks=pytest.mark.slow)])
+def test_killed_trainings_go_on_as_if_nothing_had_been(wanted, tmp_path):
     """kill -9 at any moment, again and again: weights, history and log are those of the run that was left alone."""
     trained(tmp_path / "first")  # which loads what is loaded once
     began = time.monotonic()
     alone = trained(tmp_path / "alone")
-    seconds, rng, kills = time.monotonic() - began, np.random.default_rng(1), 0
+    seconds, rng, kills, trial = time.monotonic() - began, np.random.default_rng(1), 0, 0
     log = (tmp_path / "alone" / "log.csv").read_text()
-    for trial in range(trials):
-        place = tmp_path / str(trial)
+    while kills < wanted:
+        place, trial = tmp_path / str(trial), trial + 1
         while killed(lambda place=place: trained(place), rng.uniform(0.1, 1.0) * seconds):
             kills += 1
         found = trained(place, seed=7)
@@ -277,8 +277,7 @@ def test_killed_trainings_go_on_as_if_nothing_had_been(trials, tmp_path):
         assert (place / "log.csv").read_text() == log
         left = {path.name for path in place.iterdir() if not path.name.startswith(".")}
         assert left == {"resume.safetensors", "log.csv"}
-    print(f"{kills} kills in {trials} trials")
-    assert kills >= trials / 4
+    print(f"{kills} kills in {trial} trainings")
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4])

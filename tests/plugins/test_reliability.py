@@ -278,8 +278,8 @@ def chain_in(place: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.slow
-@pytest.mark.parametrize("trials", [int(os.environ.get("DIG_KILLS", 100))])
-def test_killed_chains_go_on_as_if_nothing_had_been(trials, tmp_path):
+@pytest.mark.parametrize("wanted", [int(os.environ.get("DIG_KILLS", 100))])
+def test_killed_chains_go_on_as_if_nothing_had_been(wanted, tmp_path):
     """kill -9 at any moment: the files are, number by number, those of the chain that was left alone."""
     pytest.importorskip("openmm")
     # Forks of a server that has imported what takes long and used nothing: one that has used OpenMM holds threads that are gone.
@@ -301,11 +301,10 @@ def test_killed_chains_go_on_as_if_nothing_had_been(trials, tmp_path):
     assert not killed(tmp_path / "first", None)  # which starts the server
     began = time.monotonic()
     assert not killed(tmp_path / "alone", None)
-    seconds, rng, kills = time.monotonic() - began, np.random.default_rng(1), 0
-    for trial in range(trials):
-        place, after = tmp_path / f"chain {trial} é", seconds
+    seconds, rng, kills, trial = time.monotonic() - began, np.random.default_rng(1), 0, 0
+    while kills < wanted:
+        place, after, trial = tmp_path / f"chain {trial} é", seconds, trial + 1
         while killed(place, rng.uniform(0.1, 1.0) * after):
             kills, after = kills + 1, 1.3 * after  # a machine that is busier by now has to start, too
         assert files(place) == files(tmp_path / "alone")
-    print(f"{kills} kills in {trials} trials")
-    assert kills >= trials / 4
+    print(f"{kills} kills in {trial} chains")
