@@ -171,10 +171,18 @@ class DiG:
         found = flow_log_prob(self._precise(), self.descriptor, state, self.grid(steps), kind=kind, rng=rng)
         return LogProb(found.value + log_det, found.stderr, found.kind)
 
-    def interpolate(self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical") -> Geometry:
-        """``n`` structures from each of ``start`` to the same of ``end``, (P, N, 3), along a latent path, ends included: (P n, N, 3)."""
+    def interpolate(
+        self, start: Geometry, end: Geometry, n: int, *, steps: int | None = None, path: str = "spherical",
+        apart: Callable[[Geometry, Geometry], Tensor] | None = None,
+    ) -> Geometry:  # fmt: skip
+        """``n`` structures from each of ``start`` to the same of ``end``, (P, N, 3), along a latent path, ends included: (P n, N, 3).
+
+        ``apart``: the distances (B,) between B structures and B others, by which neighbours are to be about equally far from each other;
+        None for latents that are. See :func:`~dig_core.sampling.interpolate.interpolate`.
+        """
         first, last = (self.coordinates.encode(g, self.descriptor)[0] for g in (start, end))
-        states = interpolate(self._precise(), self.descriptor, first, last, n, grid=self.grid(steps), path=path)
+        distance = None if apart is None else lambda a, b: apart(*(self.coordinates.decode(x, self.descriptor) for x in (a, b)))
+        states = interpolate(self._precise(), self.descriptor, first, last, n, grid=self.grid(steps), path=path, apart=distance)
         return self.coordinates.decode(states, self.descriptor)
 
     def proposal(self, *, steps: int | None = None, paths: int | None = None) -> PathProposal:

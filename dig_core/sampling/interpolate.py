@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,10 @@ from .flow import Flow, backward_steps, flow_times
 
 __all__ = ["interpolate"]
 
+Distance = Callable[[State, State], Tensor]
 _PATHS = ("spherical", "linear")
+_ROUNDS, _EVEN = 4, 1.1
+"""Of states moved along a path: rounds at most, and how many times an even step the longest may be for no more of them."""
 
 
 @torch.no_grad()
@@ -27,12 +33,17 @@ def interpolate(
     grid: Tensor,
     path: str = "spherical",
     method: str = "rk4",
+    apart: Distance | None = None,
 ) -> State:
     """``n`` states from each of ``a`` to the same of ``b``, (P, ...) a component, both ends included: (P n, ...), pair after pair.
 
     ``"spherical"`` turns from one latent to the other and keeps their typical norm, which ``"linear"`` (the article's) halves
     in square midway (Shoemake, doi:10.1145/325165.325242; White, arXiv:1609.04468). Angles on a torus go evenly along the
     shorter arc either way. The discrete flow is inverted step by step, so the ends come back to its round-off.
+
+    Even steps between latents are no even steps between what they decode to: most of a path may lie in one of them. With ``apart``,
+    the distances (B,) between B states and B others, the states in between are moved along the latent path until neighbours are
+    about equally far apart by it, four times at most, a decoding each; of a path that jumps, the longest step found least is kept.
 
     Raises
     ------
@@ -47,22 +58,64 @@ def interpolate(
     state = flow.scaled({name: torch.cat([a[name], b[name]]) for name in a}, times[:1], 1)
     for k in range(len(times) - 1):
         state, _ = flow.inverse(state, times[k + 1 : k + 2], times[k : k + 1])
-    state = _between(flow, state, torch.linspace(0, 1, n, dtype=torch.float64), path)
+    share = torch.linspace(0, 1, n, dtype=torch.float64).expand(counts.pop(), -1)
+    found = _decoded(flow, _between(flow, state, share, path), times)
+    return found if apart is None or n < 3 else _evened(flow, state, found, share, path, times, apart)
+
+
+def _evened(flow: Flow, ends: State, found: State, share: Tensor, path: str, times: Tensor, apart: Distance) -> State:
+    """Of every pair the path with the shortest longest step, of ``found`` at ``share`` (P, n) and those respaced from it in turn."""
+    length = _lengths(found, apart, share)
+    least = length.amax(1)
+    for _ in range(_ROUNDS):
+        if not bool((least > _EVEN * length.mean(1)).any()):
+            break
+        share = _respaced(share, length)
+        tried = _decoded(flow, _between(flow, ends, share, path), times)
+        length = _lengths(tried, apart, share)
+        better = length.amax(1) < least
+        least = torch.where(better, length.amax(1), least)
+        rows = better.repeat_interleave(share.shape[1])
+        found = {name: torch.where(rows.reshape(-1, *[1] * (x.dim() - 1)), tried[name], x) for name, x in found.items()}
+    return found
+
+
+def _decoded(flow: Flow, state: State, times: Tensor) -> State:
     for t, s in backward_steps(times):
         state = flow.step(state, t, s)
     return flow.scaled(state, times[:1], -1)
 
 
+def _lengths(found: State, apart: Distance, share: Tensor) -> Tensor:
+    """(P, n - 1) between neighbours of each path; all infinite where states are not finite, of which nothing may be asked."""
+    paths = {name: x.unflatten(0, share.shape) for name, x in found.items()}
+    if not all(bool(x.isfinite().all()) for x in paths.values()):
+        return torch.full_like(share[:, 1:], math.inf)
+    one, following = ({name: x[:, part].flatten(0, 1) for name, x in paths.items()} for part in (slice(-1), slice(1, None)))
+    return apart(one, following).detach().to(share).reshape(share[:, 1:].shape)
+
+
+def _respaced(share: Tensor, length: Tensor) -> Tensor:
+    """Shares (P, n) at even lengths of the paths whose pieces between ``share`` have ``length`` (P, n - 1), straight inside a piece."""
+    gone = torch.cat([torch.zeros_like(length[:, :1]), length.cumsum(1)], 1)
+    wanted = torch.linspace(0, 1, share.shape[1], dtype=share.dtype) * gone[:, -1:]
+    piece = (torch.searchsorted(gone, wanted.contiguous(), right=True) - 1).clamp(0, length.shape[1] - 1)
+    start, step, long = share.gather(1, piece), share.diff(dim=1).gather(1, piece), length.gather(1, piece)
+    moved = start + step * ((wanted - gone.gather(1, piece)) / long.clamp_min(1e-300)).clamp(0, 1)
+    moved = torch.where(gone[:, -1:] > 0, moved, share)
+    return torch.cat([share[:, :1], moved[:, 1:-1], share[:, -1:]], 1)
+
+
 def _between(flow: Flow, ends: State, share: Tensor, path: str) -> State:
-    """(P n, ...) latents; the angle of the spherical path is that of all non-periodic components together."""
+    """(P n, ...) latents at ``share`` (P, n); the angle of the spherical path is that of all non-periodic components together."""
     flat = [name for name, part in flow.process.items() if not part.space.periodic]
-    pairs, one = len(next(iter(ends.values()))) // 2, torch.ones(1, dtype=torch.float64)
+    (pairs, n), one = share.shape, torch.ones(1, dtype=torch.float64)
     # In units of the prior, so that components of other widths count alike.
     units = [ends[name] / torch.hypot(*flow.process[name].levels(one)) for name in flat]
     first, last = (torch.cat([u.flatten(1) for u in units], dim=1) if units else one.expand(2 * pairs, 1)).split(pairs)
     cosine = (first * last).sum(1) / (first.norm(dim=1) * last.norm(dim=1))
-    angle = torch.arccos(cosine.clamp(-1, 1))[:, None].expand(-1, len(share)).flatten()
-    share = share.repeat(pairs)
+    angle = torch.arccos(cosine.clamp(-1, 1))[:, None].expand(-1, n).flatten()
+    share = share.flatten()
     left, right = 1 - share, share
     if path == "spherical":
         bent = torch.sin(angle) > 1e-6
@@ -70,7 +123,7 @@ def _between(flow: Flow, ends: State, share: Tensor, path: str) -> State:
     found = {}
     for name, part in flow.process.items():
         shape = (-1,) + (1,) * len(part.space.shape)
-        start, end = (x.repeat_interleave(len(share) // pairs, 0) for x in ends[name].split(pairs))
+        start, end = (x.repeat_interleave(n, 0) for x in ends[name].split(pairs))
         if part.space.periodic:
             found[name] = part.space.exp(start, share.reshape(shape) * part.space.log(start, end))
         else:

@@ -142,7 +142,7 @@ def interpolate_backbones(
 
     The end is superposed on the start, by alpha carbons, before both are encoded: the law knows no orientation, so a structure and its
     latent turn together, and of all the latents of the end that of least distance is the one to go to; any other adds a rotation of the
-    whole protein to the path.
+    whole protein to the path. Frames are spaced by the RMSD of alpha carbons between neighbours, not evenly in latent space.
 
     Parameters
     ----------
@@ -160,7 +160,11 @@ def interpolate_backbones(
     first, last = (_one(x, descriptor, name) for x, name in ((start, "start"), (end, "end")))
     last = best_motion(last[:, alpha], first[0, alpha])(last)
     given = [Geometry(torch.from_numpy(x)) for x in (first, last)]
-    found = dig.interpolate(*given, n, steps=steps, path=path).positions.detach().cpu().double().numpy()
+
+    def apart(a: Geometry, b: Geometry) -> torch.Tensor:
+        return torch.from_numpy(rmsd(*(x.positions.detach().cpu().double().numpy()[:, alpha] for x in (a, b))))
+
+    found = dig.interpolate(*given, n, steps=steps, path=path, apart=apart).positions.detach().cpu().double().numpy()
     if not np.isfinite(found).all():
         raise StateError("the flow has led to positions that are not finite: take more steps, or train the model further.")
     frames = _in_a_row(found, first, alpha)

@@ -85,6 +85,24 @@ def test_several_pairs_go_the_ways_of_each_alone():
             torch.testing.assert_close(together[name][3 * k : 3 * k + 3], x, atol=1e-8, rtol=0)
 
 
+def euclidean(x, y):
+    return (x["x"] - y["x"]).norm(dim=1)
+
+
+def test_steps_are_even_where_latents_are_not():
+    """Two narrow states: nearly all of the way between them is in a small part of the latents."""
+    law = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [[0.15, 0.3]] * 2)
+    model = AnalyticScore(Joint(x=Diffusion(Euclidean(2), LogSNR())), {"x": law})
+    a = {"x": torch.tensor([[-1.1, 0.2], [0.9, 0.0], [0.5, 0.1]], dtype=DOUBLE)}
+    b = {"x": torch.tensor([[1.1, -0.1], [-1.0, 0.1], [0.5, 0.1]], dtype=DOUBLE)}
+    ways = (interpolate(model, None, a, b, 9, grid=GRID, apart=distance)["x"] for distance in (None, euclidean))
+    latent, spaced = (way.unflatten(0, (3, 9)) for way in ways)
+    before, after = ((x[:2, 1:] - x[:2, :-1]).norm(dim=2) for x in (latent, spaced))
+    assert (before.amax(1) / before.mean(1)).min() > 2 and (after.amax(1) / after.mean(1)).max() < 1.1
+    torch.testing.assert_close(spaced[:, [0, -1]], latent[:, [0, -1]], atol=0, rtol=0)
+    torch.testing.assert_close(spaced[2], latent[2], atol=0, rtol=0)  # a pair whose ends are one
+
+
 def test_facade_interpolates_structures():
     dig = toy(MODEL)
     a, b = (dig.coordinates.decode(end) for end in ends(MODEL))
@@ -93,6 +111,20 @@ def test_facade_interpolates_structures():
     torch.testing.assert_close(path.positions[:1], a.positions, atol=1e-8, rtol=0)
     ways = dig.interpolate(Geometry(torch.cat([a.positions, b.positions])), Geometry(torch.cat([b.positions, a.positions])), 4, steps=15)
     torch.testing.assert_close(ways.positions[[0, 7]], a.positions.expand(2, -1, -1), atol=1e-8, rtol=0)
+
+
+def test_facade_asks_for_distances_of_structures_and_keeps_a_jump_that_stays():
+    asked = []
+
+    def apart(x, y):
+        asked.append(x.positions.shape)
+        return (x.positions - y.positions).flatten(1).norm(dim=1)
+
+    dig = toy(MODEL)
+    a, b = (dig.coordinates.decode(end) for end in ends(MODEL))
+    even, spaced = (dig.interpolate(a, b, 8, steps=15, apart=distance).positions for distance in (None, apart))
+    assert set(asked) == {(7, dig.coordinates.n_atoms, 3)} and len(asked) == 5
+    torch.testing.assert_close(spaced, even, atol=0, rtol=0)
 
 
 def test_what_makes_no_path_is_refused():
