@@ -119,7 +119,7 @@ def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
         for seed in seeds if metal == "Pt" else [options.seed]:
             fitted = fit_adsorption(
                 slab, "H", surface.calculator(), dig, temperature=TEMPERATURE, evaluations=options.size(12_000, 400),
-                steps=options.size(500, 20), seed=seed, progress=False,
+                steps=options.size(1500, 20), seed=seed, progress=False,
             )  # fmt: skip
             n = options.size(30_000, 100)
             found = sample_adsorption(slab, "H", fitted.dig, n=n, seed=seed + 100, energy=surface.calculator(), unseen=True)
