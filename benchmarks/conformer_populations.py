@@ -1,8 +1,9 @@
-"""Exact conformer populations of withheld molecules, from MMFF94s alone: wells, networks, parallel tempering. Four hours of one core.
+"""Exact conformer populations of withheld molecules, from MMFF94s alone: wells, networks, tempering. An hour and a half of one core.
 
 Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of make bench. First the parts of each molecule are made and
-kept in runs/conformers-populations (DIG_POPULATIONS names another place): --molecule NAME [PART...], or --workers N [PART...] for all
-molecules in N processes; parts are wells, tempering, dynamics, network, all if none is named. With neither, what is kept is compared.
+kept in results/conformer_populations (DIG_POPULATIONS names another place): --molecule NAME [PART...], or --workers N [PART...] for all
+molecules in N processes; parts are wells, tempering, dynamics, network, all if none is named: 20 to 40, 53, 31 and 120 to 200 s of a
+processor. With neither, what is kept is compared; molecules that lack a part stand in the table as they did in the last results.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import datetime, timezone
 from pathlib import Path
 
-from common import HERE, Figure, Findings, Options, Table, command_line, poisson_upper
+from common import RESULTS, Figure, Findings, Options, Table, command_line, poisson_upper
 
 import numpy as np  # isort: skip
 import conformer_reference as reference
@@ -44,7 +45,7 @@ from dig_plugins.rdkit import MMFFEnergy, reference_structure, to_geometry, tors
 from dig_plugins.rdkit.reference import read_conformer_set, withheld
 from dig_plugins.rdkit.wells import conformer_wells
 
-KEPT = Path(os.environ.get("DIG_POPULATIONS", HERE.parent / "runs" / "conformers-populations"))
+KEPT = Path(os.environ.get("DIG_POPULATIONS", RESULTS / "conformer_populations"))
 MOLECULES, LARGEST = 20, 35
 CONFORMERS = 100
 TRAINING, TEMPERING, DYNAMICS, CHAINS = 120.0, 50.0, 30.0, 12.0
@@ -181,21 +182,27 @@ def rates(chains: dict, moving: dict) -> tuple[float, float]:
     return min(mine, default=math.nan), min(limits, default=math.nan)
 
 
+HEADER = [
+    "molecule", "atoms", "torsions", "wells", "acceptance", "of chains", "of network", "its raw ESS", "64 steps, 4 paths",
+    "populations", "largest |z|, network to chains", "largest |z|, chains to tempering", "largest |z|, network to tempering",
+    "samples a second", "MD at most", "ratio", "making counted", "made",
+]  # fmt: skip
+
+
 def measure(options: Options) -> Findings:
     """What is kept of every molecule, compared; in smoke mode all parts of one."""
     names = list(chosen().items())[: options.size(MOLECULES, 1)]
-    kept = [{kind: found for kind in PARTS if (found := known(kind, name, mol, options))} for name, mol in names]
-    kept = [parts for parts in kept if "wells" in parts]
-    rows = [row_of(parts) for parts in kept]
-    header = [
-        "molecule", "atoms", "torsions", "wells", "acceptance", "of chains", "of network", "its raw ESS", "64 steps, 4 paths",
-        "populations", "largest |z|, network to chains", "largest |z|, chains to tempering", "largest |z|, network to tempering",
-        "samples a second", "MD at most", "ratio", "making counted",
-    ]  # fmt: skip
-    table = Table(f"{len(kept)} molecules, from MMFF94s alone", header, [["" if x is None else x for x in row] for row in rows])
+    before, rows = {} if options.quick else last_rows(), []
+    for name, mol in names:
+        parts = {kind: found for kind in PARTS if (found := known(kind, name, mol, options))}
+        if len(parts) < len(PARTS) and short(name) in before:
+            rows.append(before[short(name)])
+        elif "wells" in parts:
+            rows.append(row_of(parts))
+    table = Table(f"{len(rows)} molecules, from MMFF94s alone", HEADER, [["" if x is None else x for x in row] for row in rows])
 
     def column(name: str) -> np.ndarray:
-        return np.array([row[header.index(name)] for row in rows if row[header.index(name)] is not None], dtype=float)
+        return np.array([row[HEADER.index(name)] for row in rows if row[HEADER.index(name)] is not None], dtype=float)
 
     def median(what: str, name: str, floor: float | None = None, aim: float | None = None, **more) -> Figure:
         note = f"of {len(column(name))} molecules, from {column(name).min():.3g} to {column(name).max():.3g}."
@@ -208,17 +215,49 @@ def measure(options: Options) -> Findings:
             median("the same, 64 steps and 4 paths", "64 steps, 4 paths", 0.1, 0.4),
         ]
     figures.append(median("exact conformer populations, median raw acceptance of wells, without a network", "acceptance", 0.1, 0.4))
-    for what, kind in (("network to chains", "network"), ("chains to tempering", "tempering"), ("network to tempering", "both")):
+    for what in ("network to chains", "chains to tempering", "network to tempering"):
         if len(z := column(f"largest |z|, {what}")):
-            count = sum(len(pair_of(parts, kind) or []) for parts in kept)
-            note = f"{len(z)} molecules, {count} populations, largest {z.max():.2f}; {2 * stats.norm.sf(3) * count:.1f} expected beyond 3."
-            figures.append(Figure(f"molecules with all |z| < 3, {what}", float(np.mean(z < 3)), floor=1.0, aim=1.0, note=note))
+            figures += agreement(what, z, int(column("populations").sum()))
     if len(column("ratio")):
         against = "95 % upper limit of MD with 2 fs and heavy hydrogens"
         what = "samples of the slowest torsional state a CPU-second, chains of wells to Langevin MD, median"
         figures.append(median(what, "ratio", 10, 100, unit="x", compared=against))
         figures.append(median("the same, making of wells counted", "making counted", unit="x", compared=against))
-    return Findings(figures, [table], _notes() + [line for file in KEPT.glob("notes.txt") for line in file.read_text().splitlines()])
+    kept = [line for file in KEPT.glob("notes.txt") for line in file.read_text().splitlines()]
+    return Findings(figures, [table], _notes() + kept)
+
+
+def agreement(what: str, z: np.ndarray, count: int) -> list[Figure]:
+    """Molecules whose ``count`` populations all agree, by the raw limit of 3 and by the one that all of them together pass by chance."""
+    chance, limit = 2 * stats.norm.sf(3) * count, float(stats.norm.isf(0.025 / max(1, count)))
+    note = (
+        f"{len(z)} molecules, {count} populations, largest {z.max():.2f}. Of as many independent normal numbers {chance:.2f} are expected "
+        f"beyond 3, and none is with probability {math.exp(-chance):.2f}."
+    )
+    all_together = "all populations together exceed it with a probability of at most 5 % where methods agree (Bonferroni)."
+    return [
+        Figure(f"molecules with all |z| < 3, {what}", float(np.mean(z < 3)), floor=1.0, aim=1.0, note=note),
+        Figure(f"molecules with all |z| < {limit:.2f}, {what}", float(np.mean(z < limit)), note=all_together),
+    ]
+
+
+def last_rows() -> dict[str, list]:
+    """Rows of the last results by molecule, each with the day that it was made, or by which."""
+    place = RESULTS / "conformer_populations.json"
+    if not place.exists():
+        return {}
+    record = json.loads(place.read_text())
+    (table,) = record["tables"]
+    found = {}
+    for row in table["rows"]:
+        told = dict(zip(table["header"], row, strict=True))
+        told.setdefault("made", f"by {record['date'][:10]}")
+        found[row[0]] = [None if told[name] == "" else told[name] for name in HEADER]
+    return found
+
+
+def short(name: str) -> str:
+    return name.removeprefix("omegacsd_")
 
 
 def known(kind: str, name: str, mol: Chem.Mol, options: Options) -> dict | None:
@@ -241,7 +280,7 @@ def pair_of(parts: dict, kind: str) -> list[dict] | None:
 def row_of(parts: dict) -> list:
     """A molecule's row of the table, None where a part is missing."""
     wells, network, moving = parts["wells"], parts.get("network"), parts.get("dynamics")
-    found = [wells["name"].removeprefix("omegacsd_"), wells["atoms"], len(wells["torsions"]), wells["wells"]["wells"]]
+    found = [short(wells["name"]), wells["atoms"], len(wells["torsions"]), wells["wells"]["wells"]]
     found += [wells["wells"]["acceptance"], wells["chains"]["acceptance"]]
     slow = "model, 64 steps, 4 paths"
     found += [network["model"]["acceptance"], network["model"]["ess"], network[slow]["acceptance"]] if network else [None] * 3
@@ -249,16 +288,18 @@ def row_of(parts: dict) -> list:
     z = [None if pair is None else max((abs(row["z"]) for row in pair), default=0.0) for pair in pairs]
     found += [sum(FEW < p < 1 - FEW for p, *_ in wells["chains"]["populations"].values()), *z]
     rate, limit = rates(wells["chains"], moving) if moving else (math.nan, math.nan)
+    made = min(part["made"] for part in parts.values())[:10]
     if math.isnan(rate):
-        return found + [None] * 4
+        return [*found, *[None] * 4, made]
     seconds, making = wells["chains"]["seconds"], wells["wells"]["making"]
-    return [*found, rate, limit, rate / limit, rate / limit * seconds / (seconds + making)]
+    return [*found, rate, limit, rate / limit, rate / limit * seconds / (seconds + making), made]
 
 
 def _notes() -> list[str]:
     return [
         f"Withheld molecules of at most {LARGEST} atoms, the first {MOLECULES} by a hash of their names; MMFF94s, 300 K. Size and number "
-        "were set by the time that there was, before any was run. Molecules without a file of a part are not in its figures.",
+        "were set by the time that there was, before any was run. Column made: the day of a row's first part, or by which an earlier "
+        "version made it, whose parts are lost.",
         "Wells: a normal law about every minimum that distance geometry, turns of bonds and symmetry lead to, in internal coordinates, "
         "corrected by the energy around; no training. Networks learn from chains of them. Acceptance and ESS: raw independent proposals, "
         f"{DRAWS} of them (2048 with four paths), nothing clipped.",
