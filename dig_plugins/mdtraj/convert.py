@@ -223,6 +223,8 @@ def _check_headers(path: Path) -> None:
             if magic != 1995 or not atoms == again == first or atoms < 1 or not whole:
                 raise IncompatibleError(f"{path.name} cannot be read as a trajectory: there is no frame at byte {at}, it is damaged.")
             at += 56 + 12 * atoms if atoms <= 9 else _HEADER.size + -(-size // 4) * 4
+    if at > end:
+        raise IncompatibleError(f"{path.name} cannot be read as a trajectory: its last frame is cut off, or damaged.")
 
 
 def _count(path: Path) -> int | None:
