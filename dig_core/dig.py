@@ -36,7 +36,8 @@ __all__ = ["Card", "DiG"]
 class Card:
     """What a model says of itself; every value is a JSON primitive.
 
-    ``temperature`` in K, None for models of no single temperature; ``steps`` and ``paths`` the defaults of path proposals;
+    ``temperature`` in K, None for models of no single temperature; ``steps`` and ``paths`` the defaults of path proposals; ``pace``
+    where those steps are, ``[time, steps up to it]`` one after the other up to time 1, evenly spread if empty;
     ``measured`` figures with the script that made them; ``history`` the stages of its training; ``scope`` what a model of
     many systems was trained on, kind of thing -> names or range.
     """
@@ -54,6 +55,7 @@ class Card:
     intended_use: str = ""
     limits: str = ""
     scope: dict = field(default_factory=dict)
+    pace: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,13 @@ class DiG:
         return replace(self, model=Guided(self.model, *guidance, coordinates=self.coordinates))
 
     def grid(self, steps: int | None = None) -> Tensor:
-        """(K + 1,) even times from 0 to 1; ``steps`` K defaults to the card's. Schedules decide what an even step means."""
+        """(K + 1,) times from 0 to 1: even ones if ``steps`` K are given, the card's steps at its own pace if not.
+
+        Schedules decide what an even step means. Raises IncompatibleError for no steps, and for a card whose pace does not end at time 1
+        or has other than its steps.
+        """
+        if steps is None and self.card.pace:
+            return _paced(self.card)
         steps = self.card.steps if steps is None else int(steps)
         if steps < 1:
             raise IncompatibleError(f"steps must be at least 1, got {steps}.")
@@ -224,6 +232,16 @@ class DiG:
 
     def __deepcopy__(self, memo: dict) -> DiG:
         return DiG(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
+
+
+def _paced(card: Card) -> Tensor:
+    """The times of a card with a pace."""
+    ends, counts = [0.0, *(float(end) for end, _ in card.pace)], [int(count) for _, count in card.pace]
+    rising = all(low < high for low, high in zip(ends, ends[1:], strict=False))
+    if not rising or ends[-1] != 1 or min(counts) < 1 or sum(counts) != card.steps:
+        raise IncompatibleError(f"expected a pace that rises to time 1 in the card's {card.steps} steps, got {card.pace}: mend the card.")
+    parts = [torch.linspace(a, b, n + 1, dtype=torch.float64)[1:] for a, b, n in zip(ends, ends[1:], counts, strict=False)]
+    return torch.cat([torch.zeros(1, dtype=torch.float64), *parts])
 
 
 def _drawn(dig: DiG, method: str, grid: Tensor, seed: int, rows: range) -> Samples:

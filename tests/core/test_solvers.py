@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -88,6 +90,18 @@ def test_flow_of_normal_data_is_the_linear_map(name):
     wanted = law.means + gain * (start["x"] - alpha_1 * law.means) / alpha
     found = run(model, name, grid(120), start=start)["x"]
     torch.testing.assert_close(found, wanted, atol={"heun": 1e-4, "rk4": 1e-7, "dpm++": 0.02}[name], rtol=0)
+
+
+def test_a_card_has_a_pace_of_its_own_and_steps_that_are_asked_for_are_even():
+    dig = toy(MODEL)
+    paced = replace(dig, card=replace(dig.card, steps=7, pace=[[0.3, 4], [1, 3]]))
+    torch.testing.assert_close(paced.grid().diff(), torch.tensor([0.075] * 4 + [0.7 / 3] * 3, dtype=torch.float64))
+    assert torch.equal(paced.grid(7), dig.grid(7)) and paced.grid()[0] == 0 and paced.grid()[-1] == 1
+    samples = paced.sample(3, seed=3, method="ancestral")
+    torch.testing.assert_close(samples.state["x"], SOLVERS["ancestral"](MODEL, None, paced.grid(), Streams(3, range(3)))["x"])
+    for bad in ([[0.3, 4], [0.9, 3]], [[0.3, 4], [1, 4]], [[0.6, 4], [0.3, 2], [1, 1]]):
+        with pytest.raises(IncompatibleError, match="pace that rises to time 1"):
+            replace(dig, card=replace(dig.card, steps=7, pace=bad)).grid()
 
 
 def test_ancestral_draws_what_the_path_proposal_draws():

@@ -37,6 +37,7 @@ _ALIKE = 0.06  # Angstrom, between the sorted distances of equivalent starts
 _JITTER = 0.03  # Angstrom, so that no start stays on a symmetric saddle
 _SHELL = 24  # distances to each element in a fingerprint
 _ONE_SITE = (0.25, 0.02)  # Angstrom, eV: closer than both is one site
+_PATIENCE, _GAIN = 10, 0.001  # steps in which a relaxation in a flat valley gains less than this, eV, and ends
 _SOFT = 35.0  # eV/Angstrom^2, of a metal's surface as it is known before the first relaxation
 _TILTS = np.radians([0, 60, 120, 180])
 
@@ -205,13 +206,17 @@ def _place(atoms: Atoms, table: SiteSet, anchor: int) -> Site:
 
 
 class _Owner:
-    """Asked along a relaxation whether it is in a site already: ``found`` is then what has relaxed there before."""
+    """Asked along a relaxation whether it is in a site already, ``found`` is then what has relaxed there before, or gets nowhere."""
 
     def __init__(self, ends: list[Relaxed], table: SiteSet, anchor: int):
         self.ends, self.table, self.anchor, self.found = [e for e in ends if e.converged], table, anchor, None
+        self.energies: list[float] = []
 
     def __call__(self, atoms: Atoms) -> bool:
         energy = atoms.get_potential_energy()
+        self.energies.append(energy)
+        if min(self.energies[:-_PATIENCE], default=np.inf) - min(self.energies) < _GAIN:
+            return True
         near = [end for end in self.ends if 0 <= energy - end.energy < _ONE_SITE[1]]
         if near:
             places = [_place(end.atoms, self.table, self.anchor) for end in near]

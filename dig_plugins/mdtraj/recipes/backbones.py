@@ -91,6 +91,7 @@ MODELS = {
             name="adenylate-kinase", system="E. coli adenylate kinase, backbone of 214 residues, closed to open",
             energy="frames of one biased transition (dynamic importance sampling, CHARMM; MDAnalysisTests, LGPL-2.1-or-later)",
             intended_use="structures of both states and of the way between them; paths by interpolation",
+            steps=48, pace=[[0.36, 16], [0.75, 28], [1.0, 4]],  # chains break between the first two times
             limits="one transition is no population: how often a state is drawn says how many frames it had, no free energy",
         ),
     ),
@@ -157,7 +158,8 @@ def main() -> None:
         raise SystemExit("stopped: run the same command again to go on.")
     coarse = "; which state it will be is answered by known frames, as a kernel estimate of their law" if given.known else ""
     card = dataclasses.replace(
-        recipe.card, limits=recipe.card.limits + coarse, steps=found.dig.card.steps, scope=found.dig.card.scope,
+        recipe.card, limits=recipe.card.limits + coarse, scope=found.dig.card.scope,
+        steps=recipe.card.steps if recipe.card.pace else found.dig.card.steps,
         history=[*found.history, {"recipe": f"python -m dig_plugins.mdtraj.recipes.backbones {given.model}", "seed": given.seed}],
     )  # fmt: skip
     dataclasses.replace(found.dig, card=card).save(given.out / f"{given.model}.safetensors")
