@@ -75,7 +75,7 @@ def measure(options: Options) -> Findings:
     notes = [
         "69 of the 98 frames of one biased transition were trained on, 29 drawn at random are withheld. Which state a draw will be in is "
         "answered by those 69 as a kernel estimate of their law, bonds by the network.",
-        "Where the sampler's 48 steps are was chosen by whole draws of this protein, 64 at a time, of other seeds: chains break between "
+        "Where the sampler's 48 steps are was chosen by whole draws of this protein, 64 at a time, of another seed: chains break between "
         "the times 0.36 and 0.75. With 44 even steps 93.8 % were whole, the best to closed 0.88 Angstrom; a model without known frames "
         "and 40 even steps had 95.4 % and 1.22.",
     ]

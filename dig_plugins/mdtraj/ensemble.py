@@ -153,7 +153,7 @@ class BackboneEnsemble:
             )  # fmt: skip
 
 
-_MADE = ("model", "model_sha256", "temperature_K", "method", "steps", "guidance", "conditions")
+_MADE = ("model", "model_sha256", "temperature_K", "method", "steps", "pace", "guidance", "conditions")
 
 
 def _files(path: str | Path) -> tuple[Path, Path, Path]:

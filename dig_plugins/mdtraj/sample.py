@@ -74,7 +74,8 @@ def sample_backbones(
                 found += fresh
                 bar.set_postfix(kept=f"{found / drawn:.0%}")
     made = of_model(dig) | {
-        "method": method, "steps": dig.card.steps if steps is None else int(steps), "guidance": [type(g).__name__ for g in wanted],
+        "method": method, "steps": dig.card.steps if steps is None else int(steps),
+        "pace": dig.card.pace if steps is None else [], "guidance": [type(g).__name__ for g in wanted],
         "conditions": [p.name for g in wanted for p in getattr(g, "properties", ())],
     }  # fmt: skip
     return _joined(parts, n, drawn, dig.descriptor, seed, made)

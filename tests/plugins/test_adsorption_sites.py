@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,12 @@ def test_rough_forces_make_no_saddle_of_a_minimum_and_no_minimum_of_a_saddle(gue
     assert found == [minimum] * 20
     if guest == "H":
         assert any(np.linalg.eigvalsh(hessian(end, np.array([len(SLAB)]), counted))[0] < 0 for _ in range(20))
+
+
+def test_a_relaxation_that_gets_nowhere_ends(searched):
+    """No energy to win, and rough forces that never converge: a site is left after ten steps, not after all that are allowed."""
+    lost = replace(searched, sites=searched.sites[:1]).relax(Rough(Springs(np.zeros((6, 6))), 0.01), fmax=1e-4, steps=200)
+    assert 10 < lost.n_calls < 25
 
 
 def test_grid_search_is_reproducible_and_finds_the_same_without_symmetry(searched):

@@ -171,7 +171,7 @@ class SiteSet:
 
         ``calculator``: any ASE calculator; ``fmax`` eV/Angstrom and ``steps`` of BFGS; ``log``: text stream that gets a line a site.
         Few calls are spent: a relaxation begins with the curvature that the last one has learned, and ends where it comes into a site
-        that is there already.
+        that is there already, or where ten steps lower the energy by less than 1 meV.
         Raises StateError where the calculator fails on the clean slab, IncompatibleError for sites without positions.
         """
         from .coverage import merged

@@ -4,9 +4,9 @@ python -m dig_plugins.ase.recipes.labels --out runs/adsorb                      
 python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --facets fcc111 fcc100 hcp0001 bcc110
 python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --steps 3000 [--without Pt]
 
-Resumable: run the same command again. ``adsorb-fcc111`` ships as the second command makes it. ``adsorb-general`` is of before: while it
+Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` is of before: while it
 learned, each of the systems on one slab saw but one stretch of the noise (see ``Systems``), from flat facets alone and half of the labels
-that molecules are given now. 4,000 steps on all facets without that fault find fewer sites than it does: they are too few.
+that molecules are given now. A model of 4,000 steps on all facets without that fault found fewer sites, and does not ship.
 """
 
 from __future__ import annotations
