@@ -17,7 +17,7 @@ from ..system.elements import N_D_BAND, N_PROPERTIES, covalent_radii, d_band, pr
 from ..system.surface import ADSORBATE, FREE, Frame, frame_of, guest_of, role_of
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
-from .periodic import EnvelopedBasis, ImageAttention, Images, Region, Surroundings, images_within, surroundings
+from .periodic import EnvelopedBasis, ImageAttention, Images, Region, Surroundings, images_within, of_parents, surroundings
 
 __all__ = ["AdsorptionGraphormer"]
 
@@ -101,8 +101,8 @@ class AdsorptionGraphormer(nn.Module):
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
         """Noise departures and log-variances of B states at times ``t`` (1,) or (B,).
 
-        ``descriptor`` is of one system; or its ``conditions`` are (B, C), and ``numbers`` (B, N) for adsorbates of one atom, which
-        alone may differ: what shares a slab is trained on together.
+        ``descriptor`` is of one system; or its ``conditions`` are (B, C), ``numbers`` (B, N) for adsorbates of one atom, which
+        alone may differ, and ``single`` (B, N, 3): what shares a slab's structure is trained on together.
         """
         given, descriptor = descriptor, _first(descriptor)
         frame = frame_of(descriptor)
@@ -146,18 +146,19 @@ class AdsorptionGraphormer(nn.Module):
         return _Scene(mobile, guest[mobile], int(order[0]), images, skip, radii, frame.normal.to(self.place))
 
     def _embed(self, descriptor: Descriptor) -> Tensor:
-        """(N, W): what an atom is, and which of the adsorbate's it is."""
+        """(B or 1, N, W): what an atom is, and which of the adsorbate's it is."""
         role = role_of(descriptor)
         place = torch.where(role == ADSORBATE, 1 + descriptor.node[:, 2].clamp(1, _ATOMS), (role == FREE).long())
-        element = self.element(properties(descriptor.numbers).to(self.place))
+        element = self.element(properties(descriptor.numbers).to(self.place))[None]
         if self.metal is not None:
             slab = role != ADSORBATE
-            told = d_band(descriptor.numbers[slab]) if descriptor.single is None else descriptor.single[slab]
-            element = element.index_copy(0, slab.nonzero()[:, 0], self.metal(told.to(self.place)))
+            told = d_band(descriptor.numbers[slab]) if descriptor.single is None else descriptor.single[..., slab, :]
+            told = self.metal(told.to(self.place)).reshape(-1, int(slab.sum()), element.shape[-1])
+            element = element.expand(len(told), -1, -1).index_copy(1, slab.nonzero()[:, 0], told)
         return element + self.place[place]
 
     def _slab(self, descriptor: Descriptor, frame: Frame) -> Tensor:
-        """(1, N, W): features of all atoms, those of the slab aware of their surroundings in the reference structure."""
+        """(B or 1, N, W): features of all atoms, those of the slab aware of their surroundings in the reference structure."""
         fixed = (role_of(descriptor) != ADSORBATE).nonzero()[:, 0]
         reference = descriptor.reference.positions[0].double()[fixed]  # type: ignore[union-attr]
         vectors = frame.vectors @ frame.axes
@@ -169,13 +170,13 @@ class AdsorptionGraphormer(nn.Module):
         radii = covalent_radii(descriptor.numbers[fixed]).to(self.place)
         radial = self.radial(seen.distance, radii[:, None] + radii[seen.parent]) * seen.near[..., None]
         embedded = self._embed(descriptor)
-        x = embedded[None, fixed]
-        x = x + (self.slab_near(radial) * F.embedding(seen.parent, self.sent(x)[0])).sum(2)
+        x = embedded[:, fixed]
+        x = x + (self.slab_near(radial) * of_parents(self.sent(x), seen.parent)).sum(2)
         biases = self.slab_bias(radial).permute(0, 3, 1, 2).chunk(len(self.slab_blocks), 1)
-        still = torch.zeros_like(x[:, 0])
+        still = torch.zeros_like(x[:1, 0])
         for block, bias in zip(self.slab_blocks, biases, strict=True):
             x = block(x, x, seen, bias, still)
-        return embedded[None].index_copy(1, fixed, x)
+        return embedded.index_copy(1, fixed, x)
 
     def _look(self, positions: Tensor, slab: Tensor, active: Tensor, scene: _Scene, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, Q, W) and vectors (B, Q, channels, 3), of all layers together, of the mobile atoms."""
@@ -185,7 +186,7 @@ class AdsorptionGraphormer(nn.Module):
             own = covalent_radii(numbers[:, scene.mobile]).to(own)[..., None]
             x = x + self.element(properties(numbers[:, scene.mobile]).to(own)) - self.element(properties(numbers[:1, scene.mobile]).to(own))
         radial = self.radial(seen.distance, own + scene.radii[seen.parent]) * seen.near[..., None]
-        x = x + (self.near(radial) * F.embedding(seen.parent, self.sent(slab)[0])).sum(2)
+        x = x + (self.near(radial) * of_parents(self.sent(slab), seen.parent)).sum(2)
         biases = self.bias(radial).permute(0, 3, 1, 2).chunk(len(self.blocks), 1)
         vectors = x.new_zeros(*x.shape[:2], self.channels, 3)
         for block, pull, bias in zip(self.blocks, self.pulls, biases, strict=True):
@@ -235,9 +236,9 @@ class _Pull(nn.Module):
         self.back = nn.Sequential(nn.Linear(3 * channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor, slab: Tensor, radial: Tensor, seen: Surroundings, normal: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, Q, W) of the atoms and (1, S, W) of what they see, its radial basis, and the vectors (B, Q, channels, 3) of
+        """Features (B, Q, W) of the atoms and (B or 1, S, W) of what they see, its radial basis, and the vectors (B, Q, channels, 3) of
         layers before -> features, and vectors with this layer's."""
-        weights = self.radial(radial) * F.embedding(seen.parent, 1 + self.sender(slab)[0])
+        weights = self.radial(radial) * of_parents(1 + self.sender(slab), seen.parent)
         vectors = torch.einsum("bqmc,bqmx->bqcx", weights, seen.unit) * (1 + self.receiver(x))[..., None]
         total = before + vectors
         invariants = torch.cat([(total * total).sum(-1), total @ normal, (total * total.roll(1, 2)).sum(-1)], -1)

@@ -12,7 +12,7 @@ from .embed import seeded
 from .geometry import FARTHEST, SOFTENING, envelope
 from .graphormer import modulated_norm
 
-__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "surroundings"]
+__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "of_parents", "surroundings"]
 
 
 class Images(NamedTuple):
@@ -76,6 +76,13 @@ def surroundings(queries: Tensor, atoms: Tensor, images: Images, cutoff: float, 
     return Surroundings(images.parent[kept], distance, gap / distance[..., None], near)
 
 
+def of_parents(values: Tensor, parent: Tensor) -> Tensor:
+    """What each image has from its parent: ``values`` (B or 1, S, C), ``parent`` (B or 1, Q, M) -> (B, Q, M, C)."""
+    if len(values) == 1:
+        return F.embedding(parent, values[0])
+    return F.embedding(parent + values.shape[1] * torch.arange(len(values), device=parent.device)[:, None, None], values.flatten(0, 1))
+
+
 class EnvelopedBasis(nn.Module):
     """Gaussians of the distance, denser near contact, of which each pair's sum of radii sets the unit of length.
 
@@ -123,7 +130,7 @@ class ImageAttention(nn.Module):
         ``time`` (T, W) with T = 1 or B -> (B, Q, W)."""
         modulation = self._modulation(time)
         every, value = self._logits(x, others, modulation)
-        parent = seen.parent[:, None].expand(-1, self.heads, -1, -1)
+        parent = seen.parent[:, None].expand(len(every), self.heads, -1, -1)
         logits = every.gather(-1, parent) + bias
         # The envelope multiplies the weights, so that an image enters at the cutoff without a jump; 1 is the weight of silence.
         top = F.pad(logits.detach(), (0, 1)).amax(-1, keepdim=True)

@@ -155,9 +155,10 @@ def _taken(noised: Noised, own: slice) -> Noised:
 
 
 def _rows(descriptor: Descriptor, own: slice) -> Descriptor:
-    """Of the rows that a process takes, where elements or conditions differ from row to row."""
+    """Of the rows that a process takes, where elements, conditions or d bands differ from row to row."""
     numbers, conditions = (x[own] if x.dim() == 2 else x for x in (descriptor.numbers, descriptor.conditions))
-    return replace(descriptor, numbers=numbers, conditions=conditions)
+    single = descriptor.single
+    return replace(descriptor, numbers=numbers, conditions=conditions, single=single if single is None or single.dim() < 3 else single[own])
 
 
 @dataclass(frozen=True)

@@ -346,6 +346,21 @@ def test_a_network_of_d_bands_reads_nothing_else_of_a_metal():
         d_band(torch.tensor([78, 13]))
 
 
+def test_what_shares_a_slab_is_answered_as_it_would_be_alone():
+    """Rows of one batch may differ in the lone atom, in conditions and in the d band that the slab's atoms are told."""
+    rng, network, descriptor = torch.Generator().manual_seed(5), awake(d_band=True, conditions=1), system("O")
+    state, t = states(network, descriptor), torch.linspace(0.1, 0.9, 6)
+    numbers = torch.cat([descriptor.numbers[:-1].expand(6, -1), torch.tensor([[1], [8], [6], [8], [7], [1]])], 1)
+    told, conditions = (torch.randn(6, *shape, generator=rng, dtype=DOUBLE) for shape in ((len(descriptor.numbers), 3), (1,)))
+    together = network(state, t, replace(descriptor, numbers=numbers, conditions=conditions, single=told))
+    for k in range(6):
+        node = torch.cat([numbers[k][:, None], descriptor.node[:, 1:]], 1)
+        own = replace(descriptor, numbers=numbers[k], node=node, conditions=conditions[k], single=told[k])
+        alone = network({name: x[k : k + 1] for name, x in state.items()}, t[k : k + 1], own)
+        for one, all_ in zip(alone, together, strict=True):
+            assert all(torch.allclose(one[name], all_[name][k : k + 1], atol=1e-5) for name in one)
+
+
 def test_forces_along_rotations_need_the_process():
     descriptor = system("CO")
     with pytest.raises(IncompatibleError, match="turn need process="):

@@ -129,6 +129,21 @@ def test_only_systems_that_differ_in_a_lone_atom_or_in_conditions_are_grouped():
     assert all(bool(torch.isfinite(x)) for x in loss.values())
 
 
+def test_systems_of_one_slab_that_are_told_other_d_bands_are_grouped_and_averaged():
+    """Each with its own frames, conditions and Fisher information, whatever their numbers: a batch's loss has the mean of theirs."""
+    rng, base = torch.Generator().manual_seed(6), system("O", conditions=[0.1])
+    told = [torch.randn(base.numbers.shape[0], 3, generator=rng, dtype=DOUBLE) for _ in range(3)]
+    parts = [(replace(base, single=x), frames_of(base, n, forces=True)) for x, n in zip(told, (8, 12, 16), strict=True)]
+    assert Systems([*parts, (base, frames_of(base, forces=True))]).groups == [[0, 1, 2], [3]]
+    network = awake(conditions=1, d_band=True, strength=0.1, **SMALL)
+    model, every = NoiseScore(network, network.process(base)), Systems(parts)
+    with torch.no_grad():
+        apart = [Denoising(f, d)(model.on(d), 20_000, *generators(2))["noise"] for d, f in parts]
+        together = every(model, 60_000, *generators(3))["noise"]
+    assert float(together) == pytest.approx(float(sum(apart)) / 3, rel=0.03)
+    assert max(apart) > 1.1 * min(apart)  # else it would not matter whose frames are whose
+
+
 def test_a_run_that_was_cut_off_goes_on_with_the_same_numbers(tmp_path):
     parts = [(d, frames_of(d)) for d in (system("O"), system("O", free=(0,)))]
     config = {"batch": 16, "every": 2, "warmup": 1}

@@ -71,15 +71,15 @@ def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None
 
 def train(
     systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, mixed: list[tuple[Descriptor, Frames]] | None = None,
-    width: int = 64, batch: int = 192, company: int = 16, seed: int = 1,
+    width: int = 64, batch: int = 192, together: int = 4, company: int = 16, seed: int = 1,
 ) -> DiG:  # fmt: skip
     """A network of ``systems``, trained for ``steps``; checkpoints in ``out``. With ``mixed`` ones, which take half of every batch, it
-    reads of metals their d band alone."""
+    reads of metals their d band alone. ``batch`` frames a step, of ``together`` slabs."""
     dig = fresh(at_temperature(systems[0][0], 300.0), width=width, seed=seed, d_band=mixed is not None)
     config = LoopConfig(steps=steps, batch=batch, rate=2e-3, warmup=200, average=0.998, every=500, seed=seed)
-    objective: Objective = Systems(systems, together=4, company=company)
+    objective: Objective = Systems(systems, together=together, company=company)
     if mixed is not None:
-        objective = _half(Systems(systems, together=2, company=company), Systems(mixed, together=2, company=company))
+        objective = _half(*(Systems(part, together=together // 2, company=company) for part in (systems, mixed)))
     result = optimise(dig.model.requires_grad_(True), objective, config, directory=out)
     return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
 
@@ -123,6 +123,8 @@ def main() -> None:
     parser.add_argument("--facets", nargs="*", help="of general: train on these surfaces only")
     parser.add_argument("--without", help="of fcc111: a metal to leave out")
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=192, help="frames a step")
+    parser.add_argument("--together", type=int, default=4, help="slabs a step")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -135,7 +137,7 @@ def main() -> None:
         systems, mixed = table_systems(given.without, seed=given.seed), mixed_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
-    dig = train(systems, given.out, given.steps, mixed=mixed, width=width, seed=given.seed)
+    dig = train(systems, given.out, given.steps, mixed=mixed, width=width, batch=given.batch, together=given.together, seed=given.seed)
     dig = dataclasses.replace(dig, card=_card(given.model, given.steps, len(systems), given.facets, given.without))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 

@@ -46,22 +46,25 @@ def table_systems(without: str | None = None, *, n: int = 1500, seed: int = 1) -
     return found
 
 
-def mixed_systems(without: str | None = None, *, count: int = 200, n: int = 60, seed: int = 1) -> list[tuple[Descriptor, Frames]]:
-    """The same of ``count`` mixtures of the metals, less one metal.
+def mixed_systems(
+    without: str | None = None, *, count: int = 960, cells: int = 24, n: int = 60, seed: int = 1
+) -> list[tuple[Descriptor, Frames]]:
+    """The same of ``count`` mixtures of the metals, less one metal, in ``cells`` cells.
 
-    A mixture has the radius of one of the metals and a lattice of its own: neither says anything about its energies.
+    A cell has the radius of one of the metals and a lattice of its own: neither says anything about the energies of the mixtures in it.
     """
     rng, found = np.random.default_rng(seed), []
     metals = [m for m in METALS if m != without]
     bands = d_band(torch.tensor([atomic_numbers[m] for m in metals])).numpy()
     spacing = [_spacing(m) for m in metals]
     jitter = _SPREAD * math.sqrt(_RIDGE) * bands.std(0)
-    for _ in range(count):
+    hosts = [metals[k % len(metals)] for k in range(cells)]
+    slabs = [_slab(host, rng.uniform(min(spacing) * (1 - _STRAIN), max(spacing) * (1 + _STRAIN))) for host in hosts]
+    for k in range(count):
+        host, slab = hosts[k % cells], slabs[k % cells]
         weight = _SPREAD * rng.normal(size=len(metals))
         weight += 1 / len(metals) - weight.mean()
         band = weight @ bands + jitter * rng.normal(size=bands.shape[1])
-        host = metals[rng.integers(len(metals))]
-        slab = _slab(host, rng.uniform(min(spacing) * (1 - _STRAIN), max(spacing) * (1 + _STRAIN)))
         for guest in GUESTS:
             surface = _mixture([SiteSurface.from_table(m, guest) for m in metals], weight)
             surface = dataclasses.replace(surface, metal=host).on(slab)
