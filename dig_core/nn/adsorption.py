@@ -17,7 +17,16 @@ from ..system.elements import N_D_BAND, N_PROPERTIES, covalent_radii, d_band, pr
 from ..system.surface import ADSORBATE, FREE, Frame, frame_of, guest_of, role_of
 from ..types import State, Tangent
 from .embed import TimeEmbedding, seeded
-from .periodic import EnvelopedBasis, ImageAttention, Images, Region, Surroundings, images_within, of_parents, surroundings
+from .periodic import (
+    EnvelopedBasis,
+    ImageAttention,
+    Images,
+    Region,
+    Surroundings,
+    images_within,
+    of_parents,
+    surroundings,
+)
 
 __all__ = ["AdsorptionGraphormer"]
 

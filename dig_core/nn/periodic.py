@@ -12,7 +12,9 @@ from .embed import seeded
 from .geometry import FARTHEST, SOFTENING, envelope
 from .graphormer import modulated_norm
 
-__all__ = ["EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "of_parents", "surroundings"]
+__all__ = [
+    "EnvelopedBasis", "ImageAttention", "Images", "PairAttention", "Region", "Surroundings", "images_within", "of_parents", "surroundings",
+]  # fmt: skip
 
 
 class Images(NamedTuple):

@@ -76,7 +76,7 @@ class Systems:
 
 @dataclass(frozen=True)
 class _Group:
-    """G systems on one slab: the first one's descriptor, tables of what differs between them, and the frames of all, one after the other."""
+    """G systems on one slab: the first one's descriptor, tables of what differs between them, and their frames, one after the other."""
 
     first: Descriptor
     different: dict[str, Tensor]
