@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ class _Group:
 
     def descriptor(self, which: Tensor) -> Descriptor:
         """Of a batch whose row b is of the system ``which[b]``."""
-        return replace(self.first, **{name: table[which] for name, table in self.different.items()})
+        rows: dict[str, Any] = {name: table[which] for name, table in self.different.items()}
+        return replace(self.first, **rows)
 
     def fisher_of(self, which: Tensor) -> Tangent | None:
         return None if self.fisher is None else {name: table[which] for name, table in self.fisher.items()}
