@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dig_core.errors import CheckpointError
+from dig_core.errors import CheckpointError, UnsupportedError
 
 from .cache import cache_directory, cached, digest, fetch, intact, name_in
 
 if TYPE_CHECKING:
     from dig_core.dig import DiG
 
-__all__ = ["cache_directory", "cached", "find", "index", "load", "path", "pull", "sha256"]
+__all__ = ["DEVICE", "cache_directory", "cached", "find", "index", "load", "path", "pull", "sha256"]
+
+DEVICE = "DIG_PLUGINS_DEVICE"
+"""Environment variable: where models are put that are loaded by name or path, by commands as well."""
 
 _HERE = Path(__file__).parent
 
@@ -58,11 +62,31 @@ def find(name_or_path: str | Path) -> Path:
     return given if given.suffix or len(given.parts) > 1 else path(str(name_or_path))
 
 
-def load(name_or_path: str | Path) -> DiG:
-    """A model by name, its sha256 verified, or from a checkpoint file (anything with a suffix or a directory in it)."""
+def load(name_or_path: str | Path, device: str | None = None) -> DiG:
+    """A model by name, its sha256 verified, or from a checkpoint file (anything with a suffix or a directory in it).
+
+    ``device``: "cpu", "cuda", "cuda:1", ..., or "auto", a GPU where there is one; if None what ``DIG_PLUGINS_DEVICE`` says, or the
+    processor. Raises UnsupportedError for a device that is not there.
+    """
     from dig_core.dig import DiG
 
-    return DiG.load(find(name_or_path))
+    place = _device(device or os.environ.get(DEVICE) or "cpu")
+    dig = DiG.load(find(name_or_path))
+    if place != "cpu":
+        dig.model.to(place)  # type: ignore[attr-defined]
+    return dig
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    there = ["cpu"]
+    if asked != "cpu" and torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    found = there[min(1, len(there) - 1)] if asked == "auto" else asked
+    if found not in there:
+        raise UnsupportedError(f"there is no device {asked!r} here: expected auto or one of {', '.join(there)}, by device= or {DEVICE}.")
+    return found
 
 
 def sha256(name_or_path: str | Path) -> str:

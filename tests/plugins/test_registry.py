@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from dig_core.errors import CheckpointError
+from dig_core.errors import CheckpointError, UnsupportedError
 from dig_plugins import models
 from dig_plugins.models import cache
 from dig_plugins.models.release import entry_of, release
@@ -239,3 +240,23 @@ def test_addresses_of_the_hub():
 def test_the_cache_is_where_the_platform_has_it(monkeypatch):
     monkeypatch.delenv(cache.VARIABLE, raising=False)
     assert cache.cache_directory().name == "dig-plugins" or "dig-plugins" in cache.cache_directory().parts
+
+
+def test_models_are_put_on_the_device_that_is_asked_for(monkeypatch):
+    """By argument, else by the environment; a GPU where there is one if any will do; what is not there is refused with what is."""
+    placed = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: placed.append(device) or self)
+
+    def put(device: str | None = None, environment: str = "", gpus: int = 0) -> list[str]:
+        monkeypatch.setenv(models.DEVICE, environment)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        placed.clear()
+        models.load("alanine-dipeptide", device)
+        return list(placed)
+
+    assert put() == put("cpu", "cuda", gpus=1) == put("auto") == []
+    assert put("auto", gpus=1) == put("cuda", gpus=2) == put(None, "auto", gpus=1) == ["cuda"] and put("cuda:1", gpus=2) == ["cuda:1"]
+    for device, gpus, there in (("cuda", 0, "cpu, by"), ("cuda:2", 2, "cpu, cuda, cuda:0, cuda:1, by"), ("tpu", 1, "cpu, cuda")):
+        with pytest.raises(UnsupportedError, match=f"no device '{device}' here: expected auto or one of {there}"):
+            put(device, gpus=gpus)
