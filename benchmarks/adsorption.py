@@ -121,7 +121,7 @@ def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
                 slab, "H", surface.calculator(), dig, temperature=TEMPERATURE, evaluations=options.size(12_000, 400),
                 steps=options.size(1500, 20), seed=seed, progress=False,
             )  # fmt: skip
-            n = options.size(30_000, 100)
+            n = options.size(20_000, 100)
             found = sample_adsorption(slab, "H", fitted.dig, n=n, seed=seed + 100, energy=surface.calculator(), unseen=True)
             maps, weighted, true = _maps(found, surface)
             ess = weighted.effective_sample_size()

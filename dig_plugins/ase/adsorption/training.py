@@ -36,6 +36,7 @@ from .describe import place_and_describe
 __all__ = ["fit_adsorption", "fresh", "untrained"]
 
 _COMPANY = 16  # frames that help another to its target: an adsorbate has few dimensions
+_STEPS = 96  # of the finished sampler, twice as many as while it learns: a calculator takes longer than they do
 _VISITS = 130  # evaluations a walker of a population: about ten rungs of six moves, and the harvest
 
 
@@ -98,15 +99,16 @@ def fit_adsorption(
     )  # fmt: skip
     if not done.finished:
         return Fitted(done.dig, math.nan, math.nan, done.evaluations, time.monotonic() - began, done.history, False)
-    ess, acceptance, measured, count = math.nan, math.nan, {}, 0
+    ess, acceptance, measured, count, taken = math.nan, math.nan, {}, 0, done.dig.card.steps
     if reduced is not None:
-        count = max(64, min(1024, evaluations // 10))
-        log_weight = Pool(done.dig.proposal(), reduced, seed=seed + 1, batch=count).take(count).log_weight
+        count, taken = max(64, min(1024, evaluations // 10)), max(_STEPS, taken)
+        log_weight = Pool(done.dig.proposal(steps=taken), reduced, seed=seed + 1, batch=count).take(count).log_weight
         ess, acceptance = effective_sample_size(log_weight), metropolis_acceptance(log_weight)
         measured = {"raw_ess": round(ess, 4), "acceptance": round(acceptance, 4), "proposals": count}
     card = dataclasses.replace(
-        done.dig.card, name=f"{template.get_chemical_formula()}", temperature=temperature, history=done.history, measured=measured, scope={}
-    )
+        done.dig.card, name=f"{template.get_chemical_formula()}", steps=taken, temperature=temperature, history=done.history,
+        measured=measured, scope={},
+    )  # fmt: skip
     finished = dataclasses.replace(done.dig, card=card)
     if out is not None:
         finished.save(out / "model.safetensors")

@@ -2,7 +2,7 @@
 
 python -m dig_plugins.ase.recipes.labels --out runs/adsorb                       # the calculator's labels, once
 python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --facets fcc111 fcc100 hcp0001 bcc110
-python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 --steps 3000 [--without Pt]
+python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 [--without Pt]
 
 Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` is of before: while it
 learned, each of the systems on one slab saw but one stretch of the noise (see ``Systems``), from flat facets alone and half of the labels
@@ -42,6 +42,8 @@ from dig_plugins.ase.recipes.table import METALS, mixed_systems, table_systems
 log = logging.getLogger(__name__)
 
 __all__ = ["METALS", "general_systems", "train"]
+
+_PLANS = {"general": {"steps": 15_000, "batch": 384, "together": 6}, "fcc111": {"steps": 4000, "batch": 384, "together": 2}}
 
 
 def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None = None, n: int = 600) -> list[tuple[Descriptor, Frames]]:
@@ -122,11 +124,11 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--facets", nargs="*", help="of general: train on these surfaces only")
     parser.add_argument("--without", help="of fcc111: a metal to leave out")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=192, help="frames a step")
-    parser.add_argument("--together", type=int, default=4, help="slabs a step")
+    for name, what in (("steps", "of training"), ("batch", "frames a step"), ("together", "slabs a step")):
+        parser.add_argument(f"--{name}", type=int, help=f"{what}; {', '.join(f'{plan[name]} of {m}' for m, plan in _PLANS.items())}")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    plan = {name: getattr(given, name) or usual for name, usual in _PLANS[given.model].items()}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     if given.model == "general":
@@ -137,8 +139,8 @@ def main() -> None:
         systems, mixed = table_systems(given.without, seed=given.seed), mixed_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
-    dig = train(systems, given.out, given.steps, mixed=mixed, width=width, batch=given.batch, together=given.together, seed=given.seed)
-    dig = dataclasses.replace(dig, card=_card(given.model, given.steps, len(systems), given.facets, given.without))
+    dig = train(systems, given.out, **plan, mixed=mixed, width=width, seed=given.seed)
+    dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 
 
