@@ -74,7 +74,7 @@ def populations(options: Options) -> tuple[list[Figure], list[Table]]:
                higher=False, compared=f"mean over the other metals: {np.mean(simple):.2f}",
                note=f"{note} Worst {max(raw):.2f}; 95 % of bootstraps over metals {low:.2f} to {high:.2f}."),
         Figure("the same, reweighted by the energy", float(np.mean(exact)), floor=0.03, aim=0.01, higher=False,
-               note="Its effective sample size, in the table, is small: few samples carry the weight. Trained on it: adsorption_energy.py."),
+               note="Its effective sample size, in the table, is small. Trained on the energy: adsorption_energy.py."),
     ]  # fmt: skip
     header = ["system", "TV raw", "TV reweighted", "slope", "raw ESS", "TV of the other metals' mean"]
     return figures, [Table("Held-out metals, 300 K", header, rows)]
