@@ -282,7 +282,7 @@ def last_rows() -> dict[str, list]:
     if not place.exists():
         return {}
     record = json.loads(place.read_text())
-    (table,) = record["tables"]
+    table = record["tables"][0]
     found = {}
     for row in table["rows"]:
         told = dict(zip(table["header"], row, strict=True))
