@@ -6,7 +6,8 @@ python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 [--without
 
 Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` is of before: while it
 learned, each of the systems on one slab saw but one stretch of the noise (see ``Systems``), from flat facets alone and half of the labels
-that molecules are given now. Models of 4,000 and 15,000 steps on all facets without that fault do not ship: fewer of their sites are none, but they find no more.
+that molecules are given now. Models of 4,000 and 15,000 steps on all facets without that fault do not ship: the longer one's sites are
+more often true, but it finds no more of them.
 """
 
 from __future__ import annotations
