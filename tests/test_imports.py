@@ -41,7 +41,7 @@ ENGINES = {
 }
 """Sub-package of dig_plugins -> third-party packages it may import besides what dig_core needs."""
 
-SHARED = {"claim", "lazy", "models", "report", "panels", "page", "progress", "record", "scene", "weighing"}
+SHARED = {"claim", "lazy", "models", "report", "panels", "page", "progress", "record", "scene", "weighing", "xyz"}
 """Parts of dig_plugins that know no engine: every sub-package may import them."""
 
 ABOVE = {"cli", "tasks"}

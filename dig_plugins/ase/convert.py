@@ -20,6 +20,8 @@ from dig_core.files import understood
 from dig_core.system.descriptor import Descriptor, molecule
 from dig_core.types import Geometry
 
+from ..xyz import check_counts
+
 __all__ = [
     "check_atoms",
     "check_held",
@@ -193,6 +195,8 @@ def write(path: str | Path, images: Sequence[Atoms]) -> None:
 def read(path: str | Path) -> list[Atoms]:
     """All images of a file that :func:`write` or ``ase.io.write`` made, ``info`` included. Raises CheckpointError for another file."""
     with understood(path, "cannot be read by ASE", "it is damaged, or of another kind than its name says"):
+        if Path(path).suffix in (".xyz", ".extxyz"):
+            check_counts(Path(path).read_bytes())
         if Path(path).suffix not in (".db", ".json"):
             return ase.io.read(path, index=":")
         images = []

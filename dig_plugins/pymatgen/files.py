@@ -16,6 +16,7 @@ from pymatgen.io.cif import CifFile, CifParser, CifWriter
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 
+from ..xyz import check_counts
 from .convert import from_atoms, plain, to_atoms
 
 __all__ = ["read_structures", "write_structures"]
@@ -94,6 +95,7 @@ def _from_extxyz(text: str) -> list[Structure]:
 
     import ase.io
 
+    check_counts(text.encode())
     return [from_atoms(atoms) for atoms in ase.io.read(io.StringIO(text), index=":", format="extxyz")]
 
 

@@ -202,6 +202,23 @@ def test_ensembles_and_images_of_adsorbates(name, count, tmp_path):
         survives(lambda: (read_images(place), AdsorptionEnsemble.read(place)), place, count)
 
 
+def test_images_of_more_atoms_than_lines_are_refused_at_once(tmp_path):
+    """ASE reads as many lines as the number says, be they there or not."""
+    pytest.importorskip("pymatgen")
+    from dig_plugins.ase.convert import read
+    from dig_plugins.pymatgen.files import read_structures
+
+    place, image = tmp_path / "a.extxyz", '1\nLattice="3 0 0 0 3 0 0 0 3" pbc="T T T"\nC 0 0 0\n'
+    for text, count in ((2 * image, 2), (image + "\n", 1)):
+        place.write_text(text)
+        assert len(read(place)) == len(read_structures(place)) == count
+    for damaged in ("133717164502" + image[1:], image + "7" + image[1:]):
+        place.write_text(damaged)
+        for reader in (read, read_structures):
+            with pytest.raises(ValueError, match="atoms does not fit into"):
+                reader(place)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("count", COUNTS)
 def test_formulas_and_smiles(count, tmp_path):

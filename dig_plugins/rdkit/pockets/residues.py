@@ -111,6 +111,9 @@ def _histidine(edit: Chem.RWMol, names: dict[str, int]) -> None:
     on = [any(a.GetAtomicNum() == 1 for a in n.GetNeighbors()) for n in (delta, epsilon)]
     if on != [True, False]:
         return
-    edit.GetBondBetweenAtoms(names["ND1"], names["CE1"]).SetBondType(Chem.BondType.SINGLE)
-    edit.GetBondBetweenAtoms(names["NE2"], names["CE1"]).SetBondType(Chem.BondType.DOUBLE)
+    single, double = (edit.GetBondBetweenAtoms(names[n], names["CE1"]) for n in ("ND1", "NE2"))
+    if single is None or double is None:  # of a damaged ring
+        return
+    single.SetBondType(Chem.BondType.SINGLE)
+    double.SetBondType(Chem.BondType.DOUBLE)
     delta.SetFormalCharge(0)
