@@ -4,7 +4,7 @@ Needs ../shared/data/conformer (DIG_CONFORMER names another place). Not part of 
 kept in results/conformer_populations (DIG_POPULATIONS names another place): --molecule NAME [PART...], or --workers N [PART...] for all
 molecules in N processes; parts are wells, tempering, dynamics, network, all if none is named: 20 to 40, 53, 31 and 120 to 200 s of a
 processor. --again NAME [PART...]: anew and longer, of a molecule where populations differ by three standard errors. With none of these,
-what is kept is compared; molecules that lack a part stand in the table as they did in the last results.
+what is kept is compared.
 """
 
 from __future__ import annotations
@@ -201,12 +201,10 @@ HEADER = [
 def measure(options: Options) -> Findings:
     """What is kept of every molecule, compared; in smoke mode all parts of one."""
     names = list(chosen().items())[: options.size(MOLECULES, 1)]
-    before, rows = {} if options.quick else last_rows(), []
+    rows = []
     for name, mol in names:
         parts = {kind: found for kind in PARTS if (found := known(kind, name, mol, options))}
-        if len(parts) < len(PARTS) and short(name) in before:
-            rows.append(before[short(name)])
-        elif "wells" in parts:
+        if "wells" in parts:
             rows.append(row_of(parts))
     anew, more = sampled_anew(names, rows, options)
     table = Table(f"{len(rows)} molecules, from MMFF94s alone", HEADER, [["" if x is None else x for x in row] for row in rows])
@@ -234,8 +232,7 @@ def measure(options: Options) -> Findings:
         what = "samples of the slowest torsional state a CPU-second, chains of wells to Langevin MD, median"
         figures.append(median(what, "ratio", 10, 100, unit="x", compared=against))
         figures.append(median("the same, making of wells counted", "making counted", unit="x", compared=against))
-    kept = [line for file in KEPT.glob("notes.txt") for line in file.read_text().splitlines()]
-    return Findings(figures, [table, *more], _notes() + kept)
+    return Findings(figures, [table, *more], _notes())
 
 
 def sampled_anew(names: list[tuple[str, Chem.Mol]], rows: list[list], options: Options) -> tuple[list[Figure], list[Table]]:
@@ -274,21 +271,6 @@ def agreement(what: str, z: np.ndarray, count: int) -> list[Figure]:
         Figure(f"molecules with all |z| < 3, {what}", float(np.mean(z < 3)), floor=1.0, aim=1.0, note=note),
         Figure(f"molecules with all |z| < {limit:.2f}, {what}", float(np.mean(z < limit)), note=all_together),
     ]
-
-
-def last_rows() -> dict[str, list]:
-    """Rows of the last results by molecule, each with the day that it was made, or by which."""
-    place = RESULTS / "conformer_populations.json"
-    if not place.exists():
-        return {}
-    record = json.loads(place.read_text())
-    table = record["tables"][0]
-    found = {}
-    for row in table["rows"]:
-        told = dict(zip(table["header"], row, strict=True))
-        told.setdefault("made", f"by {record['date'][:10]}")
-        found[row[0]] = [None if told[name] == "" else told[name] for name in HEADER]
-    return found
 
 
 def short(name: str) -> str:
@@ -333,8 +315,7 @@ def row_of(parts: dict) -> list:
 def _notes() -> list[str]:
     return [
         f"Withheld molecules of at most {LARGEST} atoms, the first {MOLECULES} by a hash of their names; MMFF94s, 300 K. Size and number "
-        "were set by the time that there was, before any was run. Column made: the day of a row's first part, or by which an earlier "
-        "version made it, whose parts are lost.",
+        "were set by the time that there was, before any was run. Column made: the day of a row's first part.",
         "Wells: a normal law about every minimum that distance geometry, turns of bonds and symmetry lead to, in internal coordinates, "
         "corrected by the energy around; no training. Networks learn from chains of them. Acceptance and ESS: raw independent proposals, "
         f"{DRAWS} of them (2048 with four paths), nothing clipped.",

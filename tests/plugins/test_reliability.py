@@ -204,6 +204,7 @@ def test_ensembles_and_images_of_adsorbates(name, count, tmp_path):
 
 def test_images_of_more_atoms_than_lines_are_refused_at_once(tmp_path):
     """ASE reads as many lines as the number says, be they there or not."""
+    pytest.importorskip("ase")
     pytest.importorskip("pymatgen")
     from dig_plugins.ase.convert import read
     from dig_plugins.pymatgen.files import read_structures
