@@ -121,7 +121,7 @@ class _Group:
 
 
 def _slab(descriptor: Descriptor) -> tuple:
-    """What systems of a group have in common: all but the conditions, and but the element and place of a lone adsorbate atom."""
+    """What systems of a group have in common: all but conditions, told d bands, and the element and place of a lone adsorbate atom."""
     reference = descriptor.reference
     if reference is None:
         return (id(descriptor),)

@@ -56,7 +56,7 @@ def mixed_systems(
     rng, found = np.random.default_rng(seed), []
     metals = [m for m in METALS if m != without]
     bands = d_band(torch.tensor([atomic_numbers[m] for m in metals])).numpy()
-    spacing = [_spacing(m) for m in metals]
+    spacing, surfaces = [_spacing(m) for m in metals], {guest: [SiteSurface.from_table(m, guest) for m in metals] for guest in GUESTS}
     jitter = _SPREAD * math.sqrt(_RIDGE) * bands.std(0)
     hosts = [metals[k % len(metals)] for k in range(cells)]
     slabs = [_slab(host, rng.uniform(min(spacing) * (1 - _STRAIN), max(spacing) * (1 + _STRAIN))) for host in hosts]
@@ -66,8 +66,7 @@ def mixed_systems(
         weight += 1 / len(metals) - weight.mean()
         band = weight @ bands + jitter * rng.normal(size=bands.shape[1])
         for guest in GUESTS:
-            surface = _mixture([SiteSurface.from_table(m, guest) for m in metals], weight)
-            surface = dataclasses.replace(surface, metal=host).on(slab)
+            surface = dataclasses.replace(_mixture(surfaces[guest], weight), metal=host).on(slab)
             found += _drawn(surface, slab, n, rng, band=band, tries=20_000)
     return found
 
