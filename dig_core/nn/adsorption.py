@@ -115,7 +115,9 @@ class AdsorptionGraphormer(nn.Module):
         """
         given, descriptor = descriptor, _first(descriptor)
         frame = frame_of(descriptor)
-        state = {**state, "plane": frame.home(state["plane"].double())}
+        # Geometry is worked out where the descriptor is, in small steps that a GPU would wait for; features are where the weights are.
+        state = {name: x.to(descriptor.mobile.device) for name, x in state.items()}
+        state["plane"] = frame.home(state["plane"].double())
         positions = self.coordinates.decode(state, descriptor).positions.to(self.place)
         shifted = self.coordinates.relaxation * state["surface"].double().unflatten(1, (-1, 3)) if "surface" in state else None
         # Slab atoms that see each other may both have moved; what is farther off than the cutoff is noise that no slab has.
@@ -151,8 +153,9 @@ class AdsorptionGraphormer(nn.Module):
             images = Images(*(x[keep] for x in images))
         skip = (mobile[:, None] == images.parent) & images.home | guest[mobile][:, None] & guest[images.parent] & ~images.home
         radii = covalent_radii(descriptor.numbers).to(self.place)
-        images = images._replace(shift=images.shift.to(self.place))
-        return _Scene(mobile, guest[mobile], int(order[0]), images, skip, radii, frame.normal.to(self.place))
+        there = self.place.device
+        images = Images(images.parent.to(there), images.shift.to(self.place), images.home.to(there))
+        return _Scene(mobile, guest[mobile], int(order[0]), images, skip.to(there), radii, frame.normal.to(self.place))
 
     def _embed(self, descriptor: Descriptor) -> Tensor:
         """(B or 1, N, W): what an atom is, and which of the adsorbate's it is."""
@@ -163,7 +166,7 @@ class AdsorptionGraphormer(nn.Module):
             slab = role != ADSORBATE
             told = d_band(descriptor.numbers[slab]) if descriptor.single is None else descriptor.single[..., slab, :]
             told = self.metal(told.to(self.place)).reshape(-1, int(slab.sum()), element.shape[-1])
-            element = element.expand(len(told), -1, -1).index_copy(1, slab.nonzero()[:, 0], told)
+            element = element.expand(len(told), -1, -1).index_copy(1, slab.nonzero()[:, 0].to(told.device), told)
         return element + self.place[place]
 
     def _slab(self, descriptor: Descriptor, frame: Frame) -> Tensor:
@@ -175,7 +178,7 @@ class AdsorptionGraphormer(nn.Module):
         images = images_within(reference, vectors, self.cutoff, region)
         own = (torch.arange(len(fixed), device=fixed.device)[:, None] == images.parent) & images.home
         seen = surroundings(reference[None], reference[None], images, self.cutoff, own)
-        seen = seen._replace(distance=seen.distance.to(self.place), near=seen.near.to(self.place))
+        seen = Surroundings(seen.parent.to(self.place.device), *(x.to(self.place) for x in seen[1:]))
         radii = covalent_radii(descriptor.numbers[fixed]).to(self.place)
         radial = self.radial(seen.distance, radii[:, None] + radii[seen.parent]) * seen.near[..., None]
         embedded = self._embed(descriptor)
@@ -185,7 +188,7 @@ class AdsorptionGraphormer(nn.Module):
         still = torch.zeros_like(x[:1, 0])
         for block, bias in zip(self.slab_blocks, biases, strict=True):
             x = block(x, x, seen, bias, still)
-        return embedded.index_copy(1, fixed, x)
+        return embedded.index_copy(1, fixed.to(x.device), x)
 
     def _look(self, positions: Tensor, slab: Tensor, active: Tensor, scene: _Scene, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, Q, W) and vectors (B, Q, channels, 3), of all layers together, of the mobile atoms."""

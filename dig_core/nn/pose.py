@@ -85,7 +85,8 @@ class PoseGraphormer(nn.Module):
     def forward(self, state: State, t: Tensor, descriptor: Descriptor) -> tuple[Tangent, Tangent]:
         """Noise departures and log-variances of B states of one complex at times ``t`` (1,) or (B,)."""
         system = complex_of(descriptor)
-        ligand = self.coordinates.ligand(state, system).to(self.kind.weight)
+        # Geometry is worked out where the complex is, whose numbers are the coordinates', features where the weights are.
+        ligand = self.coordinates.ligand({name: x.cpu() for name, x in state.items()}, system).to(self.kind.weight)
         which = torch.zeros(len(ligand), dtype=torch.long, device=ligand.device)
         held = {name: x.to(self.kind.weight) for name, x in state.items()}
         held.setdefault("torsion", held["shape"].new_zeros(len(which), 0))

@@ -126,7 +126,7 @@ class _Trainer:
         self.team = team_of(model)
         config = replace(config, seed=self.team.agreed(config.seed))
         self.model, self.objective, self.config = model.train(), objective, config
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
         self.step, self.running = 0, math.nan
@@ -148,8 +148,7 @@ class _Trainer:
         self.step += 1
         decay = min(config.average, self.step / (self.step + 100))
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+            torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - decay)
         now = float(loss[0])
         self.running = now if math.isnan(self.running) else 0.99 * self.running + 0.01 * now
         return self.running
