@@ -134,7 +134,7 @@ def minima(options: Options, training: list[Structure], held_out: list[Structure
 def speed(options: Options, training: list[Structure]) -> tuple[list[Figure], list[Table]]:
     """Quality against solver steps, and processor time."""
     rows, seconds, quality = [], {}, {}
-    model, n = options.model, options.size(80, 4)
+    model, n = options.model, options.size(320, 4)
     for steps in (4, 8) if options.quick else (25, 50, 100, 200, 500):
         found = drawn(f"steps-{steps}", options, "C8", n, model=model, seed=300, steps=steps)
         report = match_report(found.structures, training, primitive_cells=(False,), controls=0, seed=options.seed)

@@ -39,6 +39,7 @@ from dig_plugins.ase.recipes.labels import Labels
 from dig_plugins.ase.recipes.samples import TEMPERATURES, described, labelled_frames
 from dig_plugins.ase.recipes.slabs import ADSORBATES, SLABS, adsorbate, surface_vectors
 from dig_plugins.ase.recipes.table import METALS, mixed_systems, table_systems
+from dig_plugins.models import load
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,14 @@ def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None
 
 def train(
     systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, mixed: list[tuple[Descriptor, Frames]] | None = None,
-    width: int = 64, batch: int = 192, together: int = 4, company: int = 16, seed: int = 1,
+    width: int = 64, batch: int = 192, together: int = 4, company: int = 16, rate: float = 2e-3, seed: int = 1, start: str | None = None,
 ) -> DiG:  # fmt: skip
     """A network of ``systems``, trained for ``steps``; checkpoints in ``out``. With ``mixed`` ones, which take half of every batch, it
-    reads of metals their d band alone. ``batch`` frames a step, of ``together`` slabs."""
-    dig = fresh(at_temperature(systems[0][0], 300.0), width=width, seed=seed, d_band=mixed is not None)
-    config = LoopConfig(steps=steps, batch=batch, rate=2e-3, warmup=200, average=0.998, every=500, seed=seed)
+    reads of metals their d band alone. ``batch`` frames a step, of ``together`` slabs. ``start``: a
+    model to go on from, its name or its file."""
+    like = at_temperature(systems[0][0], 300.0)
+    dig = fresh(like, width=width, seed=seed, d_band=mixed is not None) if start is None else load(start)
+    config = LoopConfig(steps=steps, batch=batch, rate=rate, warmup=200, average=0.998, every=500, seed=seed)
     objective: Objective = Systems(systems, together=together, company=company)
     if mixed is not None:
         objective = _half(*(Systems(part, together=together // 2, company=company) for part in (systems, mixed)))
@@ -127,6 +130,8 @@ def main() -> None:
     parser.add_argument("--without", help="of fcc111: a metal to leave out")
     for name, what in (("steps", "of training"), ("batch", "frames a step"), ("together", "slabs a step")):
         parser.add_argument(f"--{name}", type=int, help=f"{what}; {', '.join(f'{plan[name]} of {m}' for m, plan in _PLANS.items())}")
+    parser.add_argument("--start", help="a model to go on from: a shipped one's name, or a checkpoint")
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     plan = {name: getattr(given, name) or usual for name, usual in _PLANS[given.model].items()}
@@ -140,7 +145,7 @@ def main() -> None:
         systems, mixed = table_systems(given.without, seed=given.seed), mixed_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
-    dig = train(systems, given.out, **plan, mixed=mixed, width=width, seed=given.seed)
+    dig = train(systems, given.out, **plan, mixed=mixed, width=width, rate=given.rate, seed=given.seed, start=given.start)
     dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 
