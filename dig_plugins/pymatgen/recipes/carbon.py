@@ -1,8 +1,11 @@
-"""The recipe of ``carbon``: crystals of 6 to 24 carbon atoms, minima at 10 GPa of a random search (Carbon-24), as often as it found them.
+r"""The recipe of ``carbon``: crystals of 6 to 24 carbon atoms, minima at 10 GPa of a random search (Carbon-24), as often as it found them.
 
-python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/carbon --minutes 9 --device cuda --batch 1024 --together 1
+python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/first --minutes 9 --device cuda --batch 1024 --together 1
+python -m dig_plugins.pymatgen.recipes.carbon --data DIR --out runs/second --minutes 8.75 --device cuda --batch 3072 --together 1 \
+    --start runs/first/carbon.safetensors
 
-made the one that ships (an H200, 7,010 steps); without a GPU leave out what follows ``--minutes`` and give it hours of a core. DIR holds
+made the one that ships (7,010 steps of an H200, 4,391 of an H100); without a GPU the first alone, without what follows ``--minutes``,
+and hours of a core. DIR holds
 carbon24_unique_train.extxyz.gz and carbon24_cdvae_frequency.extxyz.gz (CC-BY-4.0, doi:10.24435/materialscloud:2020.0026/v1). Minutes are
 of one processor core, or of the device that is named. Resumable: run the same command again.
 """
@@ -113,7 +116,8 @@ def train(
     ``start``: a model to go on from, its name or its file. ``together``: sizes a step.
     """
     first = systems[0].descriptor
-    fresh = CrystalGraphormer(**network, seed=seed) if start is None else load(start).model.network.requires_grad_(True)
+    before = None if start is None else load(start)
+    fresh = CrystalGraphormer(**network, seed=seed) if before is None else before.model.network.requires_grad_(True)
     model = NoiseScore(fresh, fresh.process(first)).to(device)
     objective = Sizes(systems, together=together)
     steps = _planned(out, minutes, model, objective, batch)
@@ -122,7 +126,8 @@ def train(
     result = optimise(model, objective, config, directory=out, label="carbon")
     if not result.finished:
         raise SystemExit(f"stopped after {result.steps} of {steps} steps: run the same command again to go on.")
-    return DiG(result.model.to("cpu").requires_grad_(False), fresh.coordinates, first, _card(systems, result.steps))
+    history = [] if before is None else before.card.history
+    return DiG(result.model.to("cpu").requires_grad_(False), fresh.coordinates, first, _card(systems, result.steps, history))
 
 
 def _planned(out: Path, minutes: float, model: NoiseScore, objective: Sizes, batch: int) -> int:
@@ -150,14 +155,14 @@ def _planned(out: Path, minutes: float, model: NoiseScore, objective: Sizes, bat
     return plan["steps"]
 
 
-def _card(systems: Sequence[Size], steps: int) -> Card:
-    """What the checkpoint says of itself."""
+def _card(systems: Sequence[Size], steps: int, before: Sequence[dict]) -> Card:
+    """What the checkpoint says of itself; ``before``: what it went on from."""
     counts = [[size.descriptor.n_atoms, round(float(size.frames.weight.sum()), 1)] for size in systems]  # type: ignore[union-attr]
     structures = sum(len(size.frames) for size in systems)
     return Card(
         name="carbon", system=f"crystals of {counts[0][0]} to {counts[-1][0]} carbon atoms, minima at 10 GPa", steps=60,
         energy="frequencies of a random structure search, DFT-relaxed (Carbon-24, doi:10.24435/materialscloud:2020.0026/v1, CC-BY-4.0)",
-        history=[{"stage": "denoise", "structures": structures, "steps": steps, "recipe": _RECIPE}],
+        history=[*before, {"stage": "denoise", "structures": structures, "steps": steps, "recipe": _RECIPE}],
         intended_use="carbon allotropes, also with wanted properties by guidance; start of a search or of a relaxation",
         limits="minima of one search at 10 GPa, no thermal motion; cells reduced; few structures of more than 16 atoms were seen",
         scope={"element": ["C"], "atoms": [counts[0][0], counts[-1][0]], "histogram": counts},
@@ -183,6 +188,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # of GPUs that have TF32
     systems = [size for size in sizes(read_minima(given.data)) if not given.atoms or size.descriptor.n_atoms in given.atoms]
     log.info("%s", ", ".join(f"{size.descriptor.n_atoms} atoms: {len(size.frames)}" for size in systems))
     network = {"width": given.width, "channels": given.channels, "layers": given.layers}
