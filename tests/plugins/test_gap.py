@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from dig_core.errors import CheckpointError, IncompatibleError, UnsupportedError
 from dig_core.types import Geometry
-from dig_plugins.pymatgen.gap import PBE, Calibration, LearnedGap, TightBindingGap
+from dig_plugins.pymatgen.gap import PBE, Calibration, LearnedGap, PlaneWaveGap, TightBindingGap
 from dig_plugins.pymatgen.gap.kpoints import counts, grid
 from dig_plugins.pymatgen.gap.neighbours import pairs
 from dig_plugins.pymatgen.recipes import gap as recipe
@@ -287,3 +289,46 @@ def test_training_that_was_interrupted_ends_the_same(tmp_path, monkeypatch):
     wanted = torch.tensor([one.gap for one in crystals])
     before, after = ([LearnedGap(network)(held(k)) for k in range(len(HANDFUL))] for network in (recipe.GapNetwork(), whole))
     assert recipe.errors(torch.cat(after), wanted)["mae_signed"] < 0.9 * recipe.errors(torch.cat(before), wanted)["mae_signed"]
+
+
+PWX = """#!{python}
+import pathlib, re
+text = pathlib.Path("pw.in").read_text()
+points = text.split("K_POINTS crystal")[1].split()
+levels = " ".join(str(0.1 * k) for k in range(int(re.search(r"nbnd=(\\d+)", text)[1])))
+one = "<ks_energies><eigenvalues>" + levels + "</eigenvalues></ks_energies>"
+done = "<scf_conv><convergence_achieved>{done}</convergence_achieved></scf_conv>"
+pathlib.Path("gap.xml").write_text("<a>" + done + one * int(points[0]) + "</a>")
+print("as far as it went")
+"""
+
+
+def _program(place: Path, done: str) -> dict:
+    (place / "pw.x").write_text(PWX.format(python=sys.executable, done=done), encoding="utf-8")
+    (place / "pw.x").chmod(0o755)
+    (place / "C.UPF").write_text("", encoding="utf-8")
+    return {"command": [str(place / "pw.x")], "pseudopotential": place / "C.UPF"}
+
+
+def test_a_plane_wave_gap_is_the_lowest_empty_level_less_the_highest_filled_one(tmp_path):
+    both = Geometry(torch.cat([DIAMOND.positions, 0 * DIAMOND.positions]), DIAMOND.cell.expand(2, -1, -1))
+    with pytest.warns(UserWarning, match="1 of 2 structures have no gap; the first: its atoms overlap"):
+        found = PlaneWaveGap(**_program(tmp_path, "true"), workers=2)(both)
+    assert found.tolist() == [pytest.approx(0.1 * 27.211386), pytest.approx(math.nan, nan_ok=True)]
+    with pytest.warns(UserWarning, match="it did not converge; it said 'as far as it went'"):
+        assert PlaneWaveGap(**_program(tmp_path, "false"))(DIAMOND).isnan().all()
+
+
+def test_a_plane_wave_gap_says_what_is_missing(tmp_path):
+    with pytest.raises(IncompatibleError, match="pw.x as 'no-such-program', which is not found"):
+        PlaneWaveGap("no-such-program")(DIAMOND)
+    with pytest.raises(IncompatibleError, match="pseudopotential of carbon at .*nowhere.UPF"):
+        PlaneWaveGap(**_program(tmp_path, "true") | {"pseudopotential": tmp_path / "nowhere.UPF"})(DIAMOND)
+    with pytest.raises(UnsupportedError, match=r"atomic numbers \[14\]"):
+        PlaneWaveGap()(DIAMOND, torch.tensor([6, 14]))
+
+
+@pytest.mark.skipif(shutil.which("pw.x") is None, reason="needs Quantum ESPRESSO")
+def test_plane_waves_know_diamond_and_graphite():
+    assert float(PlaneWaveGap()(DIAMOND)) == pytest.approx(4.2, abs=0.15)
+    assert float(PlaneWaveGap()(GRAPHITE)) < 0.1
