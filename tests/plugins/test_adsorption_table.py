@@ -1,10 +1,13 @@
-"""Frames of the DFT table's metals and of their mixtures: drawn by the energy, mixed linearly, without the metal left out."""
+"""What the adsorption recipes train on: frames of the DFT table's metals and of their mixtures, drawn by the energy, mixed linearly,
+without the metal left out; where structures are tried for labels."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from ase.build import fcc110, fcc111
+from ase.data import covalent_radii
 from ase.units import kB
 
 from dig_core.coordinates import Adsorbate
@@ -12,6 +15,8 @@ from dig_core.system.elements import d_band
 from dig_plugins.ase.adsorption import SiteSurface
 from dig_plugins.ase.adsorption.describe import temperature_of
 from dig_plugins.ase.recipes import table
+from dig_plugins.ase.recipes.labels import _TOUCH, _WINDOW, _extended, _tries
+from dig_plugins.ase.recipes.slabs import adsorbate
 from dig_plugins.ase.recipes.table import METALS, mixed_systems, table_systems
 
 
@@ -64,3 +69,16 @@ def test_mixtures_tell_their_d_band_and_real_metals_do_not():
     mixed, real = mixed_systems(count=2, n=10), table_systems(n=10)
     assert all(d.single is not None and d.single.shape == (len(d.numbers), 3) and not d.single[-1].any() for d, _ in mixed)
     assert all(d.single is None for d, _ in real)
+
+
+@pytest.mark.parametrize("make, metal, guest", [(fcc111, "Cu", "H"), (fcc110, "Au", "H"), (fcc110, "Au", "CO")])
+def test_structures_are_tried_about_contact_also_over_the_channels_of_an_open_surface(make, metal, guest):
+    slab, guest = make(metal, (2, 2, 4), vacuum=8.0), adsorbate(guest)
+    vectors = slab.cell.array[:2] / 2
+    near = _extended(slab, vectors)
+    tries = _tries(slab, guest, vectors, 512, np.random.default_rng(1))
+    assert np.isfinite(tries).all() and (tries[:, 0, 2] > slab.positions[:, 2].min()).all()
+    contact = covalent_radii[guest.numbers][:, None] + covalent_radii[near.numbers]
+    gap = np.linalg.norm(tries[:, :, None] - near.positions, axis=-1) - _TOUCH * contact
+    # Lowered from contact by the window at most, and never into an atom.
+    assert gap.min() > _WINDOW[0] - 1e-9 and gap.reshape(len(gap), -1).min(1).max() < _WINDOW[1] + 1e-9

@@ -98,7 +98,10 @@ def _tries(slab: Atoms, guest: Atoms, vectors: np.ndarray, n: int, rng: np.rando
     reach = _TOUCH * (covalent_radii[guest.numbers][:, None] + covalent_radii[near.numbers])
     flat = np.linalg.norm(turned[:, :, None, :2] - near.positions[:, :2], axis=-1)
     lift = near.positions[:, 2] + np.sqrt(np.clip(reach**2 - flat**2, 0, None)) - turned[..., None, 2]
-    lift[reach[None] <= flat] = -np.inf
+    outside = flat - reach
+    # Over the channels of an open surface a small atom touches none from above: the nearest, the upper of two, says how deep it may go.
+    np.put_along_axis(outside, (outside - 1e-6 * near.positions[:, 2]).argmin(-1)[..., None], -1.0, -1)
+    lift[outside >= 0] = -np.inf
     height = lift.reshape(n, -1).max(1) + _WINDOW[0] + (_WINDOW[1] - _WINDOW[0]) * sobol[:, 2]
     turned[..., 2] += height[:, None]
     return turned
