@@ -20,6 +20,16 @@ __all__ = ["SCHEMA", "empty_directory", "of_checkpoint", "of_software", "plain",
 
 SCHEMA = 1
 
+_WORKS = {
+    "dig-plugins": "Zheng et al., Nat. Mach. Intell. 6, 558 (2024), doi:10.1038/s42256-024-00837-3",
+    "torch": "Ansel et al., ASPLOS 2024, doi:10.1145/3620665.3640366",
+    "openmm": "Eastman et al., J. Phys. Chem. B 128, 109 (2024), doi:10.1021/acs.jpcb.3c06662",
+    "ase": "Larsen et al., J. Phys.: Condens. Matter 29, 273002 (2017), doi:10.1088/1361-648X/aa680e",
+    "pymatgen": "Ong et al., Comput. Mater. Sci. 68, 314 (2013), doi:10.1016/j.commatsci.2012.10.028",
+    "mdtraj": "McGibbon et al., Biophys. J. 109, 1528 (2015), doi:10.1016/j.bpj.2015.08.015",
+    "rdkit": "RDKit: open-source cheminformatics, doi:10.5281/zenodo.591637",
+}
+
 
 def versions(*packages: str) -> dict[str, str]:
     """Version of Python, of this package, torch, numpy, and of ``packages``; "not installed" where there is none."""
@@ -33,9 +43,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def of_software(*packages: str) -> dict:
-    """The command, and the versions of what it runs on."""
+    """The command, the versions of what it runs on, and what to cite for it."""
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"schema": SCHEMA, "command": command, "device": "cpu", "versions": versions(*packages)}
+    cite = {name: _WORKS[name] for name in ("dig-plugins", "torch", *packages) if name in _WORKS}
+    return {"schema": SCHEMA, "command": command, "device": "cpu", "versions": versions(*packages), "cite": cite}
 
 
 def of_checkpoint(source: str | Path) -> dict:

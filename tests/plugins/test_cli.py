@@ -65,6 +65,7 @@ def test_run_json_holds_what_is_needed_to_do_it_again(summary):
     assert summary["model_sha256"] == models.index()[NAME]["sha256"]
     assert "demo --out d --seconds 2 --seed 1" in summary["command"]
     assert {"python", "dig-plugins", "torch", "openmm", "numpy"} <= set(summary["versions"])
+    assert set(summary["cite"]) == {"dig-plugins", "torch", "openmm"} and all("doi:" in work for work in summary["cite"].values())
     assert summary["temperature_K"] == 300 and summary["device"] and summary["units"] and summary["energy_platform"]
 
 
