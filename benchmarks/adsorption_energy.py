@@ -1,28 +1,39 @@
 """Adsorption with the energy: models of metals never trained on, trained on by it, and one from it alone; a chain. An hour.
 
-On the DFT table. ``runs/fcc111-METAL/adsorb-fcc111.safetensors``: models that never saw METAL, see adsorption.py.
+On the DFT table. ``runs/fcc111-METAL/adsorb-fcc111.safetensors``: models that never saw METAL, see adsorption.py. Finished trainings
+are kept in runs/adsorption-energy.json, for that model alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
-from adsorption import TEMPERATURE, folds, maps_of, slab_of
+from adsorption import FOLDS, TEMPERATURE, folds, maps_of, slab_of
 from common import Figure, Findings, Options, Table, command_line
 
+from dig_core.files import write_atomically
 from dig_plugins.ase.adsorption import fit_adsorption, sample_adsorption
+from dig_plugins.models import sha256
 
 SEEDS = 3
+KEPT = FOLDS / "adsorption-energy.json"
 
 
 def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
     """H, which is in several sites at once, on metals never trained on: the model trained on with the energy alone."""
     rows, seeds = [], range(1, options.size(SEEDS, 1) + 1)
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() and not options.quick else {}
     for metal, dig in folds().items():
         slab, surface = slab_of(metal, "H")
+        model = sha256(FOLDS / f"fcc111-{metal}" / "adsorb-fcc111.safetensors")[:12]
         for seed in seeds if metal == "Pt" else [options.seed]:
+            name = f"H/{metal}(111), seed {seed}, {model}"
+            if name in kept:
+                rows.append(kept[name])
+                continue
             fitted = fit_adsorption(
                 slab, "H", surface.calculator(), dig, temperature=TEMPERATURE, evaluations=options.size(12_000, 400),
                 steps=options.size(1500, 20), seed=seed, progress=False,
@@ -35,6 +46,8 @@ def corrected(options: Options) -> tuple[list[Figure], list[Table]]:
             floor = true.noise(ess * len(found.operations))
             tv, slope = [m.total_variation(true) for m in maps], maps[0].slope(true, TEMPERATURE)
             rows.append([f"H/{metal}(111), seed {seed}", *(round(x, 3) for x in (*tv, floor, slope, ess / n)), fitted.evaluations])
+            if not options.quick:
+                write_atomically(KEPT, json.dumps(kept := kept | {name: rows[-1]}, indent=1).encode())
     if not rows:
         return [], []
     values = np.array([row[1:5] for row in rows], dtype=float)

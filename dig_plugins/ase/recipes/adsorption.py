@@ -87,6 +87,8 @@ def train(
     if mixed is not None:
         objective = _half(*(Systems(part, together=together // 2, company=company) for part in (systems, mixed)))
     result = optimise(dig.model.requires_grad_(True), objective, config, directory=out)
+    if not result.finished:
+        raise SystemExit(f"stopped after {result.steps} of {steps} steps: run the same command again to go on.")
     return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
 
 
@@ -100,9 +102,12 @@ def _half(*parts: Objective) -> Objective:
     return together
 
 
-def _card(model: str, steps: int, systems: int, facets: Sequence[str] | None = None, without: str | None = None) -> Card:
-    """What the checkpoint says of itself; ``facets`` that it learned from, all if None; the metal that it is ``without``."""
-    history = [{"stage": "denoise", "systems": systems, "steps": steps, "recipe": "dig_plugins/ase/recipes/adsorption.py"}]
+def _card(
+    model: str, steps: int, systems: int, facets: Sequence[str] | None = None, without: str | None = None, before: Sequence[dict] = ()
+) -> Card:
+    """What the checkpoint says of itself; ``facets`` that it learned from, all if None; the metal that it is ``without``; ``before``:
+    what it went on from."""
+    history = [*before, {"stage": "denoise", "systems": systems, "steps": steps, "recipe": "dig_plugins/ase/recipes/adsorption.py"}]
     shared: dict = {
         "name": f"adsorb-{model}", "steps": 48, "history": history, "limits": "rigid adsorbates; the slab as given, unless yielding",
         "intended_use": "samples, sites and Monte Carlo proposals of an adsorbate on any slab; exact once an energy weighs them",
@@ -146,7 +151,8 @@ def main() -> None:
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
     dig = train(systems, given.out, **plan, mixed=mixed, width=width, rate=given.rate, seed=given.seed, start=given.start)
-    dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without))
+    before = load(given.start).card.history if given.start else ()
+    dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without, before))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 
 
