@@ -1,13 +1,13 @@
 """The recipe of ``adsorb-general`` (any slab, CHGNet r2SCAN) and ``adsorb-fcc111`` (the DFT table of Xu and Kitchin).
 
 python -m dig_plugins.ase.recipes.labels --out runs/adsorb                       # the calculator's labels, once
-python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb --facets fcc111 fcc100 hcp0001 bcc110
+python -m dig_plugins.ase.recipes.adsorption general --out runs/general --labels runs/adsorb
 python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 [--without Pt]
 
-Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` is of before: while it
-learned, each of the systems on one slab saw but one stretch of the noise (see ``Systems``), from flat facets alone and half of the labels
-that molecules are given now. Models of 4,000 and 15,000 steps on all facets without that fault do not ship: the longer one's sites are
-more often true, but it finds no more of them.
+Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` that ships learned 15,000
+steps from 38 of the slabs, then went on with all (``--start runs/first/adsorb-general.safetensors --steps 8000 --batch 512 --rate 1e-3``),
+of which 6,602 steps were taken. Sites of surfaces never trained on differ between such models by more than between seeds of one: of four
+that were tried the coverage was 0.71 to 0.81.
 """
 
 from __future__ import annotations

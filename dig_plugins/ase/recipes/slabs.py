@@ -45,8 +45,6 @@ _NAMES = [
     "Pt-fcc100", "Rh-fcc100", "Ir-fcc100", "Ag-fcc211", "Mo-bcc110", "Ta-bcc110", "Ti-hcp0001", "Co-hcp0001",
     *(f"{m}-fcc111" for m in ("Cu3Au", "Au3Cu", "Ni3Pt", "Pt3Cu", "Ni3Al", "Pd3Ni", "Ag3Au", "Pt3Rh")),
     "Rh-fcc110", "Ir-fcc211", "Au-fcc100", "Mo-bcc100", "W-bcc100",
-    *(f"{m}-fcc111" for m in ("Au3Pd", "Pd3Cu", "Ag3Cu", "Ir3Pt", "Rh3Ni", "Pt3Au")),
-    "Au-fcc110", "Al-fcc110", "Al-fcc211", "Fe-bcc100",
 ]  # fmt: skip
 _OPEN = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211", "Cu-fcc110", "Pd-fcc110"}
 MOLECULAR = {
