@@ -1,8 +1,8 @@
 """Adsorption sites on steps, open surfaces and alloys never trained on, against grid searches with CHGNet r2SCAN. Ten minutes.
 
 References: adsorption_reference.py. Energy calls are counted where chgnet is installed. A model that learned from flat facets alone is
-measured on steps if runs/flat/adsorb-general.safetensors is there (recipe of dig_plugins.ase: ``general --steps 4000 --facets fcc111
-fcc100 hcp0001 bcc110 bcc100``).
+measured on steps if runs/flat/adsorb-general.safetensors is there (recipe of dig_plugins.ase with ``--facets``; the figure on the page is of
+the model that shipped up to commit 3351f65).
 """
 
 from __future__ import annotations

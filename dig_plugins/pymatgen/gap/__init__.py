@@ -1,6 +1,6 @@
-"""Band gaps of carbon crystals as torch functions of the structure, by tight binding, learned, and by plane waves to judge the others.
+"""Band gaps of carbon crystals: by tight binding and learned, torch functions of the structure, and by plane waves, to judge those.
 
-Guide with one and judge by the other. Neither needs pymatgen. The tight-binding table has a licence of its own (mio-1-1/README.md).
+Guide with one and judge by another. None needs pymatgen. The tight-binding table has a licence of its own (mio-1-1/README.md).
 """
 
 from .dftb import PBE, Calibration, TightBindingGap
