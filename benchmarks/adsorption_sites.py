@@ -1,7 +1,7 @@
 """Adsorption sites on steps, open surfaces and alloys never trained on, against grid searches with CHGNet r2SCAN. Ten minutes.
 
 References: adsorption_reference.py. Energy calls are counted where chgnet is installed. A model that learned from flat facets alone is
-measured on steps if runs/flat/adsorb-general.safetensors is there (recipe of dig_plugins.ase with ``--facets``; the figure on the page is of
+measured on steps if runs/flat/adsorb-general.safetensors is there (recipe with ``--facets``; the figure on the page is of
 the model that shipped up to commit 3351f65).
 """
 

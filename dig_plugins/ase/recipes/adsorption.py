@@ -150,7 +150,8 @@ def main() -> None:
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
     dig = train(systems, given.out, **plan, mixed=mixed, width=width, rate=given.rate, seed=given.seed, start=given.start)
-    before = load(given.start).card.history if given.start else ()
+    # Of a fresh model that is empty.
+    before = dig.card.history
     dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without, before))
     dig.save(given.out / f"adsorb-{given.model}.safetensors")
 
