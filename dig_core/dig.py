@@ -19,6 +19,7 @@ from .coordinates import Coordinates
 from .diffusion.processes import Joint
 from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
+from .nn.committee import Committee
 from .parallel import as_here, halving, in_order
 from .random import Streams
 from .sampling.density import flow_log_prob
@@ -85,6 +86,23 @@ class DiG:
         if not isinstance(self.model, NoiseScore):
             raise UnsupportedError(f"a {type(self.model).__name__} serves the system it was trained on: train a model for this one.")
         return replace(self, model=self.model.on(descriptor).eval(), descriptor=descriptor)
+
+    def with_others(self, *others: DiG) -> DiG:
+        """A committee of this model and ``others`` of the same recipe: its score is the mean of theirs, its samples are exact for that.
+
+        Where models were trained apart, their errors on systems they never saw differ, and the mean has less of them; it costs as much
+        as all of them together. System, coordinates and card are this model's. Raises IncompatibleError for models that noise or
+        describe the system otherwise, UnsupportedError for scores that are no networks of noise.
+        """
+        networks = []
+        for member in (self, *others):
+            if not isinstance(member.model, NoiseScore):
+                raise UnsupportedError(f"a {type(member.model).__name__} cannot join a committee: train models of noise (NoiseScore).")
+            here = member.on(self.descriptor) if hasattr(member.model.network, "process") else member
+            if _laws(here) != _laws(self):
+                raise IncompatibleError(f"{here.card.name!r} and {self.card.name!r} differ in coordinates or noise: train both alike.")
+            networks.append(copy.deepcopy(member.model.network))
+        return replace(self, model=NoiseScore(Committee(networks), self.process).eval().requires_grad_(False))
 
     def guided(self, *guidance: Guidance) -> DiG:
         """This model under conditions (article, eq. 8): its samples and proposals follow them."""
@@ -232,6 +250,14 @@ class DiG:
 
     def __deepcopy__(self, memo: dict) -> DiG:
         return DiG(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
+
+
+def _laws(dig: DiG) -> list:
+    """What tells one model's coordinates and noise from another's."""
+    parts: list[tuple[str, Any]] = [("coordinates", dig.coordinates)]
+    for name, process in dig.process.items():
+        parts += [(name, process.space), (name, process.schedule)]
+    return [(name, type(part).__name__, part.config) for name, part in parts]
 
 
 def _paced(card: Card) -> Tensor:

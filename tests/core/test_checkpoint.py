@@ -25,6 +25,7 @@ from dig_core.nn import (
     AdsorptionGraphormer,
     BackboneGraphormer,
     CartesianGraphormer,
+    Committee,
     CrystalGraphormer,
     InternalGraphormer,
     ResidualMLP,
@@ -213,6 +214,7 @@ def parts() -> list:
             width=8, heads=2, layers=1, encoder=1, basis=4, cutoff=5.0, channels=3, conditions=2, coordinates={"height": 1.4}, seed=2
         ),
         "Backbone": Backbone(scale=12.0),
+        "Committee": Committee([ResidualMLP(sizes, ["torsion"], width=8, blocks=1, seed=seed) for seed in (1, 2)]),
         "BackboneGraphormer": BackboneGraphormer(
             width=8, heads=2, layers=1, pair=4, heard=2, basis=4, process="brownian", members=3, reference=True, single=5, couple=2, seed=2
         ),
