@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..diffusion.processes import Joint
 from ..energy import Energy
 from ..montecarlo.analysis import effective_sample_size, normalised_weights
+from ..progress import Show, bar
 from ..random import Streams
 from ..types import State, Tangent
 from .losses import Frames
@@ -68,11 +68,11 @@ class Draws(NamedTuple):
 
 
 def draw(
-    dig: DiG, energy: Energy, n: int, *, seed: int, batch: int = 512, progress: bool | None = None, label: str = "draws"
+    dig: DiG, energy: Energy, n: int, *, seed: int, batch: int = 512, progress: Show = None, label: str = "draws"
 ) -> Draws:
     """``n`` path proposals of ``dig`` with their weights and forces; sample i depends on (seed, i) alone."""
     parts, proposal = [], dig.proposal()
-    for low in tqdm(range(0, n, batch), desc=label, leave=False, disable=None if progress is None else not progress):
+    for low in bar(range(0, n, batch), label=label, progress=progress, leave=False):
         rng = Streams(seed, range(low, min(low + batch, n)))
         samples = proposal.draw(len(rng), rng)
         state = {name: x.detach().double() for name, x in samples.state.items()}
@@ -140,7 +140,7 @@ class Reweighted(NamedTuple):
 
 
 def reweighted_frames(
-    dig: DiG, energy: Energy, n: int, *, seed: int, batch: int = 512, progress: bool | None = None
+    dig: DiG, energy: Energy, n: int, *, seed: int, batch: int = 512, progress: Show = None
 ) -> Reweighted:
     """Draw ``n`` proposals and resample them to the law exp(-u), as many as they are worth.
 

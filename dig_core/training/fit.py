@@ -13,6 +13,7 @@ import torch
 from ..energy import Energy
 from ..errors import IncompatibleError
 from ..files import read_json, understood, write_atomically
+from ..progress import Show
 from .frames import read_frames, with_forces, write_frames
 from .losses import Frames
 
@@ -48,7 +49,7 @@ class Task:
     energy: Energy | None
     directory: Path | None
     seed: int
-    progress: bool | None
+    progress: Show
     watch: Callable[[Progress], None] = lambda progress: None
 
     def needed_energy(self) -> Energy:
@@ -99,7 +100,7 @@ def fit(
     validation: Frames | None = None,
     directory: str | Path | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: Show = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Run ``stages`` one after the other on ``dig`` (trained in place) and return the last one's result.

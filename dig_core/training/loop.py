@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..errors import IncompatibleError
 from ..files import understood, write_atomically
+from ..progress import Show, bar
 from ..score import EnergyScore, NoiseScore
 from ..tensors import read_tensors, write_tensors
 from .losses import Denoising, Objective
@@ -71,7 +71,7 @@ def optimise(
     validation: Denoising | None = None,
     directory: str | Path | None = None,
     picture: Callable[[Trainable, int], None] | None = None,
-    progress: bool | None = None,
+    progress: Show = None,
     label: str = "fit",
 ) -> LoopResult:
     """Train ``model`` (in place) until ``objective`` is small; its final weights are the moving average.
@@ -99,14 +99,14 @@ def optimise(
         trainer.resume(directory / "resume.safetensors")
     team.gather(model, trainer.step)
     began = time.monotonic()
-    hidden = not team.leads or (None if progress is None else not progress)
-    with _interruptible() as stop, tqdm(total=config.steps, initial=trainer.step, desc=label, disable=hidden) as bar:
+    seen = bar(label=label, progress=progress if team.leads else False, total=config.steps, initial=trainer.step)
+    with _interruptible() as stop, seen as shown:
         while trainer.step < config.steps and not team.any(stop.is_set()):
             loss = trainer.advance()
-            bar.update()
+            shown.update()
             if trainer.step % config.every == 0 or trainer.step == config.steps:
                 row = trainer.validate(validation)
-                bar.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
+                shown.set_postfix(loss=f"{loss:.3f}", validation=f"{row['validation']:.3f}")
                 if directory is not None:
                     trainer.store(directory)
                 team.gather(model, trainer.step)  # rounding may differ between processes

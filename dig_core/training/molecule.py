@@ -17,6 +17,7 @@ from ..montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from ..montecarlo.chain import Pool
 from ..montecarlo.wells import Wells
 from ..nn import ResidualMLP
+from ..progress import Show
 from ..score import NoiseScore
 from .fit import Fitted, Progress, Stage
 from .fit import fit as run_stages
@@ -61,7 +62,7 @@ def fit_molecule(
     data: tuple[Frames, Frames] | None = None,
     start: Frames | Wells | None = None,
     out: Path | None = None,
-    progress: bool | None = None,
+    progress: Show = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     began: float | None = None,
 ) -> Fitted:

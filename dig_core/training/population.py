@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..energy import Energy
 from ..errors import IncompatibleError, StateError
 from ..files import understood
 from ..montecarlo.analysis import effective_sample_size
+from ..progress import bar
 from ..random import Streams
 from ..tensors import read_tensors, write_tensors
 from ..types import State, Tangent
@@ -81,15 +81,15 @@ class Population:
             here = _Walkers.given(dig, energy, progress.frames, self, cap, task.seed)
         else:
             here = _Walkers.start(dig, energy, self.walkers, task.seed)
-        bar = tqdm(total=1.0, initial=here.beta, desc="population", disable=None if task.progress is None else not task.progress)
+        shown = bar(label="population", progress=task.progress, total=1.0, initial=here.beta)
         while here.beta < 1 and len(here.history) < self.rungs:
             here = here.rung(dig, energy, self, cap, task.seed + len(here.history))
-            bar.update(here.beta - bar.n)
+            shown.update(here.beta - shown.n)
             log.info("rung %(rung)d: beta %(beta).3g, acceptance %(acceptance).2f, families %(families).4f", here.history[-1])
             if place is not None:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 here.write(place)
-        bar.close()
+        shown.close()
         if here.beta < 1:
             raise StateError(
                 f"the population is at beta = {here.beta:.3g} after {self.rungs} rungs, expected 1: its walkers are not of the target. "

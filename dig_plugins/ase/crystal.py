@@ -24,6 +24,7 @@ from dig_core.files import owned
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.nn import CrystalGraphormer
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
 from dig_core.system.crystal import compact, contact_volume, crystal
@@ -83,7 +84,7 @@ def _is_compact(cell: Tensor) -> Tensor:
 def fit_crystal(
     composition: str | Mapping[str, int], calculator: Any, *, temperature: float, pressure: float = 0.0, evaluations: int = 100_000,
     steps: int = 1500, volume: float | None = None, out: str | Path | None = None, seed: int | None = None,
-    executor: Executor | None = None, progress: bool | None = None, **network,
+    executor: Executor | None = None, progress: Show = None, **network,
 ) -> Fitted:  # fmt: skip
     """Train a model of the crystals of ``composition`` from a calculator alone: exp(-(E + pV) / kT) over atoms and cells.
 

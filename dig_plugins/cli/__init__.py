@@ -7,11 +7,13 @@ Exit codes: 0 done; 2 bad input, one line on stderr; 3 the environment, such as 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
 from . import judging, materials, registry, sampling, training
+from .config import read_options
 
 __all__ = ["main"]
 
@@ -36,7 +38,13 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045 (as the options of the verbs)
+        typer.Option("--config", callback=read_options, help="A TOML file of options: a table for each verb, such as [train.openmm]."),
+    ] = None,
+) -> None:
     pass
 
 

@@ -52,4 +52,4 @@ def use_threads(threads: int) -> None:
     """Threads of torch."""
     import torch
 
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(min(max(1, threads), 1024))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, StateError
+from dig_core.progress import Show, bar
 from dig_core.random import as_seed
 from dig_core.sampling.guidance import Guidance, Guided
 from dig_core.system.descriptor import Descriptor
@@ -32,7 +32,7 @@ _LEAST = 1 / 8
 def sample_backbones(
     dig: DiG, n: int, *, seed: int | None = None, steps: int | None = None, method: str | None = None, batch: int = 32,
     guidance: Guidance | Sequence[Guidance] = (), valid_only: bool = True, check: Check = check_backbones, most: int | None = None,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> BackboneEnsemble:  # fmt: skip
     """``n`` independent backbones of the protein that ``dig`` is for: draws 0, 1, 2, ... of the seed, but for those that are not whole.
 
@@ -63,16 +63,16 @@ def sample_backbones(
         raise IncompatibleError(f"expected at least one backbone, and to draw at most as many or more, got n = {n} and most = {most}.")
     size = len(residues(dig.descriptor).kind)
     parts, found, drawn = [], 0, 0
-    with tqdm(total=n, desc=f"backbones of {size} residues", disable=None if progress is None else not progress) as bar:
+    with bar(label=f"backbones of {size} residues", progress=progress, total=n) as shown:
         while found < n and drawn < most:
             count = min(batch, most - drawn, _needed(n - found, found, drawn))
             for samples in dig.stream(count, seed=seed, steps=steps, method=method, batch=batch, guidance=wanted, start=drawn):
                 parts.append(_judged(samples, dig.descriptor, check, drawn, valid_only))
                 drawn += len(samples.valid)
                 fresh = len(parts[-1].index)
-                bar.update(min(fresh, n - found))
+                shown.update(min(fresh, n - found))
                 found += fresh
-                bar.set_postfix(kept=f"{found / drawn:.0%}")
+                shown.set_postfix(kept=f"{found / drawn:.0%}")
     made = of_model(dig) | {
         "method": method, "steps": dig.card.steps if steps is None else int(steps),
         "pace": dig.card.pace if steps is None else [], "guidance": [type(g).__name__ for g in wanted],

@@ -18,6 +18,7 @@ from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import owned
 from dig_core.nn import BackboneGraphormer
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor
@@ -63,7 +64,7 @@ def fit_backbones(
     data: Backbones | tuple[Descriptor, Frames] | Sequence[Backbones | tuple[Descriptor, Frames]],
     model: DiG | str | Path | None = None, *, held_out: Sequence[int] = (), steps: int = 3000, batch: int = 8, rate: float = 1e-3,
     longest: int = 128, apart: int = 0, company: int = 0, physics: int = 0,
-    device: str | torch.device = "cpu", out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
+    device: str | torch.device = "cpu", out: str | Path | None = None, seed: int | None = None, progress: Show = None,
     **network,
 ) -> Fitted:  # fmt: skip
     """Train on backbones: a model of that protein if there is one, of any protein if there are several.
@@ -169,7 +170,7 @@ def _enlarged(model: NoiseScore, network: dict) -> NoiseScore:
 
 def _one(
     dig: DiG, frames: Frames, aside: torch.Tensor, config: LoopConfig, apart: int, company: int, physics: int, waking: bool,
-    out: Path | None, seed: int, progress: bool | None,
+    out: Path | None, seed: int, progress: Show,
 ) -> Progress:  # fmt: skip
     """Trained on one protein, by the stages that any system is trained by."""
     if physics and frames.force is None:
@@ -208,7 +209,7 @@ class _Remember:
 
 
 def _several(
-    dig: DiG, systems: list[tuple[Descriptor, Frames]], longest: int, config: LoopConfig, out: Path | None, seed: int, progress: bool | None
+    dig: DiG, systems: list[tuple[Descriptor, Frames]], longest: int, config: LoopConfig, out: Path | None, seed: int, progress: Show
 ) -> Progress:  # fmt: skip
     """Trained on parts of several proteins, one a step."""
     model = dig.model.requires_grad_(True)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dig_core.errors import CheckpointError, UnsupportedError
+from dig_core.progress import Show
 
 from .cache import cache_directory, cached, digest, fetch, intact, name_in
 
@@ -97,7 +98,7 @@ def sha256(name_or_path: str | Path) -> str:
     return digest(file)
 
 
-def pull(source: str, *, name: str | None = None, sha256: str | None = None, progress: bool | None = None) -> Path:
+def pull(source: str, *, name: str | None = None, sha256: str | None = None, progress: Show = None) -> Path:
     """Fetch a checkpoint into the cache, where :func:`load` finds it by name from then on, without a network; returns its file.
 
     ``source``: a name of the registry (what ships is there already), or an address, ``https://``, ``http://``, ``file://`` or

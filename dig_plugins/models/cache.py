@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 from dig_core import __version__
 from dig_core.errors import CheckpointError
 from dig_core.files import finished, write_atomically
+from dig_core.progress import Show, bar
 
 __all__ = ["cache_directory", "cached", "digest", "fetch", "intact", "name_in"]
 
@@ -51,7 +52,7 @@ def cached() -> dict[str, dict]:
     return found
 
 
-def fetch(url: str, name: str, sha256: str | None = None, *, progress: bool | None = None) -> Path:
+def fetch(url: str, name: str, sha256: str | None = None, *, progress: Show = None) -> Path:
     """The checkpoint at ``url`` as ``name`` in the cache, downloaded unless it is there already.
 
     ``sha256``: what the file must have; without it the one that came is recorded, and holds from then on. Other processes that ask for the
@@ -133,7 +134,7 @@ def _locked(place: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(url: str, place: Path, sha256: str | None, progress: bool | None) -> None:
+def _download(url: str, place: Path, sha256: str | None, progress: Show) -> None:
     """Fetch, verify, read, then rename; and the record last, without which a checkpoint does not count."""
     from dig_core.dig import DiG
 
@@ -165,15 +166,13 @@ class _Network(Exception):
     """The connection failed, as opposed to the disk."""
 
 
-def _copy(url: str, stream: IO[bytes], progress: bool | None) -> None:
-    from tqdm.auto import tqdm
-
+def _copy(url: str, stream: IO[bytes], progress: Show) -> None:
     chunks = _chunks(url)
     total = next(chunks)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=name_in(url), disable=None if progress is None else not progress) as bar:
+    with bar(label=name_in(url), progress=progress, total=total, unit="B", unit_scale=True) as shown:
         for chunk in chunks:
             stream.write(chunk)
-            bar.update(len(chunk))
+            shown.update(len(chunk))
 
 
 def _chunks(url: str) -> Iterator:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from openmm import app
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dig_core.errors import IncompatibleError
+from dig_core.progress import Show, bar
 from dig_core.random import as_seed
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import residues
@@ -58,7 +58,7 @@ class Completed(NamedTuple):
 def complete(
     geometry: Geometry, descriptor: Descriptor, *, force_field: Sequence[str] = ("amber14-all.xml", "implicit/obc2.xml"),
     restraint: float = 1000.0, steps: int = 200, disulfides: Sequence[tuple[int, int]] = (), seed: int | None = None,
-    platform: str = "auto", threads: int | None = None, progress: bool | None = None,
+    platform: str = "auto", threads: int | None = None, progress: Show = None,
 ) -> Completed:  # fmt: skip
     """Put side chains and hydrogens on backbones and relax them: one local minimum a frame, no ensemble of side chains.
 
@@ -94,8 +94,8 @@ def complete(
     alpha = chains.index[residues(descriptor).atoms[:, 1]]
     positions = np.full((len(given), chains.topology.getNumAtoms(), 3), np.nan)
     table, failures = np.full((4, len(given)), np.nan), {}
-    bar = tqdm(given, desc="all atoms", disable=None if progress is None else not progress)
-    for row, frame in enumerate(bar):
+    shown = bar(given, label="all atoms", progress=progress)
+    for row, frame in enumerate(shown):
         began, centre = time.perf_counter(), frame.mean(0)
         # Platforms of single precision lose it far from the origin.
         placed = chains.put((frame - centre)[None])
@@ -107,7 +107,7 @@ def complete(
             failures[row] = failure
         rmsd = _rmsd(reached[0, alpha], placed[0, alpha])
         table[:, row] = found.before, found.after, rmsd, time.perf_counter() - began
-        bar.set_postfix(failed=len(failures), seconds=f"{table[3, row]:.2g}")
+        shown.set_postfix(failed=len(failures), seconds=f"{table[3, row]:.2g}")
     return Completed(chains.topology, chains.index, positions, *table, failures, seed, relax.platform_name)
 
 

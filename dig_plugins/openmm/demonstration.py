@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from openmm import unit
-from tqdm.auto import tqdm
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import count_visits, effective_sample_size
+from dig_core.progress import Show, bar
 from dig_core.random import as_seed
 
 from .. import models
@@ -63,7 +63,7 @@ def demo(
     seed: int | None = None,
     md_steps: int = 100,
     proposals: int = 64,
-    progress: bool | None = None,
+    progress: Show = None,
     report: bool = True,
 ) -> DemoRun:
     """Run for ``seconds`` with proposals and as long without, and write everything to ``directory``.
@@ -149,12 +149,12 @@ def _left(backbone: Backbone, positions: np.ndarray) -> np.ndarray:
 class _Clock:
     """A progress bar that runs for a number of seconds."""
 
-    def __init__(self, seconds: float, label: str, progress: bool | None):
+    def __init__(self, seconds: float, label: str, progress: Show):
         self.seconds, self._label, self._progress = seconds, label, progress
 
     def __enter__(self):
-        bar = "{desc}: {percentage:3.0f}% |{bar}| {postfix}"
-        self._bar = tqdm(total=100, desc=self._label, bar_format=bar, disable=None if self._progress is None else not self._progress)
+        looks = "{desc}: {percentage:3.0f}% |{bar}| {postfix}"
+        self._bar = bar(label=self._label, progress=self._progress, total=100, bar_format=looks)
         self._began, self.spent = time.perf_counter(), 0.0
         return self
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import openmm
 from openmm import app
-from tqdm.auto import tqdm
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance, normalised_weights
 from dig_core.montecarlo.chain import Candidates, weighed
+from dig_core.progress import Show, bar
 from dig_core.random import as_seed
 
 from .. import models
@@ -101,7 +101,7 @@ def sample(
     seed: int | None = None,
     steps: int | None = None,
     batch: int = 1024,
-    progress: bool | None = None,
+    progress: Show = None,
     executor: Executor | None = None,
 ) -> Ensemble:
     """``n`` independent structures with their exact weights.
@@ -150,11 +150,10 @@ class Source(NamedTuple):
         return OpenMMEnergy(self.system, self.dig.card.temperature, **options)
 
     def drawn(
-        self, n: int, energy: OpenMMEnergy, *, seed: int, steps: int | None, batch: int, start: int = 0, progress: bool | None,
+        self, n: int, energy: OpenMMEnergy, *, seed: int, steps: int | None, batch: int, start: int = 0, progress: Show,
         executor: Executor | None,
     ) -> Iterator[Candidates]:  # fmt: skip
         """Weighed structures ``start`` to ``n``, a batch at a time."""
         check_counts(n, batch)
         made = weighed(self.dig.proposal(steps=steps), energy, n - start, seed=seed, batch=batch, start=start, executor=executor)
-        quiet = None if progress is None else not progress
-        return tqdm(made, total=-(-n // batch), initial=start // batch, desc="samples", disable=quiet)
+        return bar(made, label="samples", progress=progress, total=-(-n // batch), initial=start // batch)

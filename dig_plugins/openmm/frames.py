@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import openmm as mm
 from openmm import app, unit
-from tqdm.auto import tqdm
+
+from dig_core.progress import Show, bar
 
 __all__ = ["fan_out", "heavy_hydrogens"]
 
@@ -23,7 +24,7 @@ def heavy_hydrogens(topology: app.Topology, system: mm.System, mass: float = 8.0
 
 
 def fan_out(
-    simulation: app.Simulation, positions: np.ndarray, frames: int, *, steps: int = 25, seed: int, progress: bool | None = None
+    simulation: app.Simulation, positions: np.ndarray, frames: int, *, steps: int = 25, seed: int, progress: Show = None
 ) -> np.ndarray:
     """(F * frames, N, 3) nm: from each of F equilibrium structures, ``frames`` snapshots ``steps`` time steps apart.
 
@@ -34,7 +35,7 @@ def fan_out(
     simulation.integrator.setRandomNumberSeed(1 + seed % (2**31 - 2))
     simulation.context.reinitialize(preserveState=True)
     out = np.empty((len(positions), frames, *positions.shape[1:]), dtype=np.float32)
-    for number, start in enumerate(tqdm(positions, desc="short trajectories", disable=None if progress is None else not progress)):
+    for number, start in enumerate(bar(positions, label="short trajectories", progress=progress)):
         simulation.context.setPositions(start.astype(float))
         simulation.context.setVelocitiesToTemperature(temperature, 1 + (seed + number) % (2**31 - 2))
         for k in range(frames):

@@ -10,11 +10,11 @@ import openmm
 import torch
 from openmm import app
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dig_core.coordinates.backbone import Backbone
 from dig_core.energy import Energy
 from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.progress import Show, bar
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import BACKBONE, LETTERS, protein, residues
 from dig_core.training.losses import Frames
@@ -93,7 +93,7 @@ def backbone_descriptor(topology: app.Topology, *, numbers: Sequence[int] | None
 
 def frame_forces(
     source: openmm.System | Energy, positions, atoms: ProteinAtoms, temperature=None, *,
-    coordinates: Backbone | None = None, platform: str = "auto", batch: int = 64, progress: bool | None = None,
+    coordinates: Backbone | None = None, platform: str = "auto", batch: int = 64, progress: Show = None,
 ) -> BackboneFrames:  # fmt: skip
     """Frames of all-atom structures with the forces on them: the energy's gradient by the chain rule, -d(E/kT)/d(frame).
 
@@ -128,8 +128,7 @@ def frame_forces(
     if everything.shape[1] != len(atoms.owner):
         raise IncompatibleError(f"expected positions (F, {len(atoms.owner)}, 3) for this topology, got {tuple(everything.shape)}.")
     parts: list[tuple] = []
-    bar = tqdm(range(0, len(everything), batch), desc="forces on frames", disable=None if progress is None else not progress)
-    for low in bar:
+    for low in bar(range(0, len(everything), batch), label="forces on frames", progress=progress):
         points = everything[low : low + batch]
         u, gradient = _gradient(energy, points)
         force = coordinates.force(points, -gradient, atoms.owner, atoms.alpha)

@@ -21,6 +21,7 @@ from dig_core.dig import DiG
 from dig_core.errors import CheckpointError, StateError
 from dig_core.files import read_arrays, understood, write_atomically
 from dig_core.montecarlo.chain import Candidates
+from dig_core.progress import Show
 from dig_core.random import as_seed
 
 from ..claim import claimed, kept_seed, part_of, settings
@@ -49,7 +50,7 @@ def write_samples(
     seed: int | None = None,
     steps: int | None = None,
     batch: int = 1024,
-    progress: bool | None = None,
+    progress: Show = None,
     executor: Executor | None = None,
 ) -> Written:
     """The structures of :func:`~.ensemble.sample` to a file as they come, so that memory holds a batch of them.

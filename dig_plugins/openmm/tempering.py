@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from openmm import app, unit
-from tqdm.auto import tqdm
+
+from dig_core.progress import Show, bar
 
 __all__ = ["TemperedFrames", "parallel_tempering"]
 
@@ -53,7 +54,7 @@ def parallel_tempering(
     steps: int = 500,
     seed: int,
     discard: int = 100,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> TemperedFrames:
     """Sample the coldest temperature (K) by temperature replica exchange, ``steps`` time steps an iteration.
 
@@ -68,7 +69,7 @@ def parallel_tempering(
     states = [{"temperature": t * unit.kelvin} for t in temperatures]
     sampler = _SeededExchange(states, simulation, steps, rng=np.random.default_rng(seed))
     positions, energies, replica = [], [], []
-    for iteration in tqdm(range(iterations + discard), desc="parallel tempering", disable=_hidden(progress)):
+    for iteration in bar(range(iterations + discard), label="parallel tempering", progress=progress):
         sampler.simulate(1)
         if iteration < discard:
             continue
@@ -79,7 +80,3 @@ def parallel_tempering(
         energies.append(sampler.replicaStateEnergy[cold][0].value_in_unit(unit.kilojoule_per_mole))
         replica.append(cold)
     return TemperedFrames(np.array(positions), np.array(energies), np.array(replica), sampler.swaps / max(sampler.attempts, 1))
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress

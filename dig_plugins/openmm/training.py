@@ -14,6 +14,7 @@ from openmm import app
 from dig_core.coordinates import Internal
 from dig_core.dig import Card, DiG
 from dig_core.errors import IncompatibleError
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 from dig_core.training.frames import frames_of
@@ -41,7 +42,7 @@ def fit(
     out: str | Path | None = None,
     name: str = "unnamed",
     seed: int | None = None,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> Fitted:
     """Train a DiG of one free molecule from its force field alone, or from its force field and frames.
 

@@ -17,6 +17,7 @@ from dig_core.montecarlo.analysis import metropolis_acceptance, normalised_weigh
 from dig_core.montecarlo.chain import Candidates, MonteCarlo, Pool
 from dig_core.montecarlo.proposals import Proposal
 from dig_core.montecarlo.wells import Wells
+from dig_core.progress import Show
 from dig_core.random import Streams, as_seed
 from dig_core.training.walks import rounds
 from dig_core.types import Geometry
@@ -52,7 +53,7 @@ def sample_conformers(
     seed: int | None = None,
     steps: int | None = None,
     batch: int = 512,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> ConformerEnsemble:
     """``n`` conformers of the equilibrium ensemble at ``temperature`` K, of MMFF94 unless another energy is given, with what they weigh.
 

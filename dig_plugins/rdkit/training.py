@@ -14,6 +14,7 @@ from dig_core.energy import Energy
 from dig_core.montecarlo.analysis import metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.montecarlo.wells import Wells
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 from dig_core.training.frames import frames_of
@@ -48,7 +49,7 @@ def fit_molecule(
     out: str | Path | None = None,
     name: str = "unnamed",
     seed: int | None = None,
-    progress: bool | None = None,
+    progress: Show = None,
     max_atoms: int = MAX_ATOMS,
 ) -> Fitted:
     """Train a DiG of one free molecule on its energy, MMFF94 unless another is given, which is all it learns from.

@@ -18,6 +18,7 @@ from dig_core.errors import CheckpointError, IncompatibleError
 from dig_core.files import finished, read_arrays, understood, write_atomically
 from dig_core.montecarlo.analysis import effective_sample_size
 from dig_core.montecarlo.chain import Reason, reduced_energy
+from dig_core.progress import Show, bar
 from dig_core.random import as_seed
 from dig_core.types import Geometry
 
@@ -39,7 +40,7 @@ _COLUMNS = ("u", "log_q", "log_alpha", "accepted", "reason")
 def mc(
     model: str | Path, out: str | Path = "chain", *, blocks: int = 100, given: Given | None = None,
     md_steps: int = 500, proposals: int = 32,
-    timestep: float = 1.0, scheme: str = "metropolis", save: int = 50, seed: int | None = None, progress: bool | None = None,
+    timestep: float = 1.0, scheme: str = "metropolis", save: int = 50, seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """A chain of ``blocks`` in the directory ``out``: MD and independent proposals in turn, exact whatever the model is worth.
@@ -97,19 +98,17 @@ def _chain(model, given: Given | None, state: dict | None, seed: int, md_steps: 
     return chain, {"model_sha256": models.sha256(model), "system_sha256": system, "timestep_fs": timestep, **settings}
 
 
-def _run(chain, directory: Path, blocks: int, save: int, done: int, progress: bool | None) -> None:
+def _run(chain, directory: Path, blocks: int, save: int, done: int, progress: Show) -> None:
     """Segments to files, each complete before the state says that it is there."""
-    from tqdm.auto import tqdm
-
     segments = directory / "segments"
     segments.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=blocks, initial=chain.blocks, desc="blocks", disable=None if progress is None else not progress) as bar:
+    with bar(label="blocks", progress=progress, total=blocks, initial=chain.blocks) as shown:
         while chain.blocks < blocks:
             made = []
             for _ in range(min(save, blocks - chain.blocks)):
                 made.append(chain.step())
-                bar.update()
-                bar.set_postfix(acceptance=f"{chain.statistics.acceptance:.2f}", refresh=False)
+                shown.update()
+                shown.set_postfix(acceptance=f"{chain.statistics.acceptance:.2f}", refresh=False)
             columns = {name: np.concatenate([getattr(block.records, name) for block in made]) for name in _COLUMNS}
             positions = np.concatenate([block.positions for block in made]).astype(np.float32)
             _save(segments / f"{done:06d}.npz", positions=positions, **columns)

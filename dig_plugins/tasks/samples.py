@@ -10,6 +10,7 @@ from typing import Any
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.files import read_json
+from dig_core.progress import Show
 from dig_core.random import as_seed
 
 from .. import models
@@ -25,7 +26,7 @@ __all__ = ["sample"]
 
 def sample(
     model: str | Path, n: int = 1000, out: str | Path | None = None, *, given: Given | None = None, steps: int | None = None,
-    seed: int | None = None, progress: bool | None = None, report: bool = True,
+    seed: int | None = None, progress: Show = None, report: bool = True,
 ) -> Run:  # fmt: skip
     """``n`` independent structures with their exact weights where the model has an energy, and a record (``.json``) beside them.
 
@@ -85,7 +86,7 @@ def _some(kind: str, found: Any, out: Path) -> Thinned | None:
     return None
 
 
-def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: Show):
     from ..openmm import write_samples
 
     if given.of is None and "structure" in models.index().get(model, {}):
@@ -96,7 +97,7 @@ def _molecule(dig: DiG, model: str, given: Given, n: int, out: Path, options: di
     return found, f"{n} structures worth {found.effective_sample_size:.0f} equilibrium samples", ("openmm",)
 
 
-def _protein(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+def _protein(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: Show):
     from ..mdtraj import sample_backbones
 
     found = sample_backbones(subject(model, given).dig, n, progress=progress, **options)
@@ -104,7 +105,7 @@ def _protein(dig: DiG, model: str, given: Given, n: int, out: Path, options: dic
     return found, f"{n} backbones ({found.counts})", ("mdtraj",)
 
 
-def _conformers(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+def _conformers(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: Show):
     from ..rdkit import sample_conformers
 
     asked = subject(model, given)
@@ -114,7 +115,7 @@ def _conformers(dig: DiG, model: str, given: Given, n: int, out: Path, options: 
     return found, f"{n} conformers worth {found.effective_sample_size():.0f} equilibrium samples", ("rdkit",)
 
 
-def _crystal(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: bool | None):
+def _crystal(dig: DiG, model: str, given: Given, n: int, out: Path, options: dict, progress: Show):
     from ..pymatgen import design
 
     if given.of is None:

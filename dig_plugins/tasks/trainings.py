@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dig_core.files import understood
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.training.fit import Fitted
 
@@ -20,7 +21,7 @@ __all__ = ["train_adsorption", "train_crystal", "train_molecule", "train_openmm"
 
 def train_openmm(
     pdb: str | Path, force_field: Sequence[str], temperature: float, *, frames: str | Path | None = None, budget: str | float = "30min",
-    out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    out: str | Path = "training", seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.openmm.fit_files`; ``frames``: a trajectory of the equilibrium ensemble that MDTraj reads, if there is one."""
@@ -38,7 +39,7 @@ def train_openmm(
 
 def train_protein(
     files: Sequence[str | Path], *, structure: str | Path | None = None, chain: str | None = None, model: str | None = None,
-    steps: int = 3000, batch: int = 8, apart: int = 0, out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    steps: int = 3000, batch: int = 8, apart: int = 0, out: str | Path = "training", seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.mdtraj.fit_backbones` on the structures and trajectories in ``files``: one protein, or several.
@@ -58,7 +59,7 @@ def train_protein(
 
 def train_molecule(
     molecule: str, temperature: float = 300.0, *, variant: str = "MMFF94s", budget: str | float = "5min", out: str | Path = "training",
-    seed: int | None = None, progress: bool | None = None,
+    seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.rdkit.fit_molecule` of a molecule given as SMILES or as an SDF or MOL file."""
@@ -75,7 +76,7 @@ def train_molecule(
 def train_adsorption(
     slab: str | Path, adsorbate: str, *, calculator: str | None = None, frames: str | Path | None = None, model: str | None = None,
     temperature: float = 300.0, evaluations: int = 100_000, steps: int = 1500, yielding: bool = False, out: str | Path = "training",
-    seed: int | None = None, progress: bool | None = None,
+    seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.ase.adsorption.fit_adsorption` on the last structure of the file ``slab``.
@@ -99,7 +100,7 @@ def train_adsorption(
 
 def train_crystal(
     composition: str, calculator: str, temperature: float, *, pressure: float = 0.0, evaluations: int = 100_000, steps: int = 1500,
-    out: str | Path = "training", seed: int | None = None, progress: bool | None = None,
+    out: str | Path = "training", seed: int | None = None, progress: Show = None,
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.ase.fit_crystal` with a calculator by name; ``pressure`` GPa."""

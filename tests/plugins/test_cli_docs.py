@@ -14,7 +14,7 @@ from dig_plugins import cli
 from tests.plugins.pages import browse, browser, looks_right, says_what_the_record_says, self_contained
 
 PAGE = Path(dig_plugins.__file__).parents[1] / "docs" / "command-line.md"
-FENCE = re.compile(r"(?:<!-- (only shown|long): [^>]+? -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"(?:<!-- (only shown|long): [^>]+? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = (
     (r"^doctor$", "doctor --no-timing"),
     (r"^(validate .*)-n \d+", r"\1-n 300"),
@@ -32,7 +32,7 @@ SMALL = (
 def commands(marker: str) -> list[str]:
     """Of fences with that marker."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    lines = [line for found in FENCE.finditer(text) if (found[1] or "") == marker for line in found[2].splitlines()]
+    lines = [line for found in FENCE.finditer(text) if (found[1] or "") == marker and not found[2] for line in found[3].splitlines()]
     return [line.removeprefix("dig-plugins ") for line in lines]
 
 
@@ -43,6 +43,9 @@ def carry_out(lines: list[str], monkeypatch, where: Path) -> None:
 
     monkeypatch.chdir(where)
     fcc111("Cu", (2, 2, 2), vacuum=6).write("slab.traj")
+    for found in FENCE.finditer(PAGE.read_text(encoding="utf-8")):
+        if found[2] == "toml":
+            Path(found[3].splitlines()[0].removeprefix("# ")).write_text(found[3])
     for line in lines:
         for pattern, small in SMALL:
             line = re.sub(pattern, small, line)
@@ -72,7 +75,7 @@ def test_commands_of_the_page(monkeypatch, tmp_path):
     assert len(lines) >= 10
     carry_out(lines, monkeypatch, tmp_path)
     assert {page.stem if page.stem != "report" else page.parent.name for page in reports_of(tmp_path)} == {
-        "ala", "density", "validation", "carbon", "chain", "path", "designs", "co",
+        "ala", "density", "validation", "carbon", "chain", "path", "designs", "co", "few",
     }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from itertools import product
 
 import numpy as np
 from ase import Atoms
-from tqdm.auto import tqdm
 
 from dig_core.errors import IncompatibleError
+from dig_core.progress import bar
 from dig_core.random import Streams, as_seed
 
 from .anomaly import anomalies
@@ -108,7 +108,7 @@ def relaxed_sites(
     kept: list[float | None] = []
     labels, failures = [], 0
     curvature: float | np.ndarray = _SOFT if frugal else STIFF
-    for number, start in enumerate(tqdm(starts, desc=source, disable=None)):
+    for number, start in enumerate(bar(starts, label=source, progress=None)):
         owner = _Owner(ends, table, anchor)
         end = relax(start, counted, fmax=fmax, steps=steps, curvature=curvature, enough=owner if frugal else None)
         if frugal and end is not None:

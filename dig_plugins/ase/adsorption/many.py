@@ -12,6 +12,7 @@ from ase import Atoms
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError, UnsupportedError
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.system.descriptor import Descriptor
 from dig_core.system.surface import ADSORBATE, role_of
@@ -30,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 def fit_systems(
     systems: Sequence[tuple[Descriptor, Frames]], model: DiG | str | Path | None = None, *, steps: int = 4000, batch: int = 192,
-    out: str | Path | None = None, seed: int | None = None, progress: bool | None = None,
+    out: str | Path | None = None, seed: int | None = None, progress: Show = None,
 ) -> DiG:  # fmt: skip
     """Denoising score matching on all ``systems``, with their forces where they have them; the model then serves other slabs too.
 

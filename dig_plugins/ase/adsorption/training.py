@@ -17,6 +17,7 @@ from dig_core.files import owned
 from dig_core.montecarlo.analysis import effective_sample_size, metropolis_acceptance
 from dig_core.montecarlo.chain import Pool
 from dig_core.nn import AdsorptionGraphormer
+from dig_core.progress import Show
 from dig_core.random import as_seed
 from dig_core.score import NoiseScore
 from dig_core.system.descriptor import Descriptor
@@ -58,7 +59,7 @@ def fresh(descriptor: Descriptor, *, width: int = 48, seed: int = 0, d_band: boo
 def fit_adsorption(
     slab: Atoms, adsorbate, energy=None, model: DiG | str | Path | None = None, *, temperature: float = 300.0,
     frames: Sequence[Atoms] | None = None, evaluations: int = 100_000, steps: int = 1500, out: str | Path | None = None,
-    seed: int | None = None, progress: bool | None = None, normal=None, anchor: int | None = None, yielding: bool = False,
+    seed: int | None = None, progress: Show = None, normal=None, anchor: int | None = None, yielding: bool = False,
 ) -> Fitted:  # fmt: skip
     """Train a model of one adsorbate on one slab from a calculator, from frames, or from both; ``model`` says what to start from.
 
