@@ -21,12 +21,13 @@ from dig_core.errors import IncompatibleError
 from .contact import buried, radii
 from .frame import slab_frame
 
-__all__ = ["ANOMALIES", "anomalies"]
+__all__ = ["ANOMALIES", "anomalies", "anomalies_of"]
 
 ANOMALIES = ("adsorbate_dissociated", "adsorbate_desorbed", "surface_changed", "adsorbate_intercalated")
 
 _BONDED = 1.25  # within molecules
 _TOUCHING = 1.1  # within slabs
+_TOGETHER = 256  # structures at a time
 
 
 def anomalies(initial: Atoms, final: Atoms, slab: Atoms, *, factor: float = 1.5) -> tuple[str, ...]:
@@ -39,31 +40,59 @@ def anomalies(initial: Atoms, final: Atoms, slab: Atoms, *, factor: float = 1.5)
 
     Raises IncompatibleError if the three do not have the same slab.
     """
+    return _found(initial, final, final.positions[None], slab, factor)[0]
+
+
+def anomalies_of(initial: Atoms, positions: np.ndarray, slab: Atoms, *, factor: float = 1.5) -> list[tuple[str, ...]]:
+    """The same of every structure (F, N, 3) Angstrom that ``initial`` became; fast where the slab stays as it is."""
+    return _found(initial, initial, positions, slab, factor)
+
+
+def _found(initial: Atoms, final: Atoms, positions: np.ndarray, slab: Atoms, factor: float) -> list[tuple[str, ...]]:
     n = len(slab)
-    for name, atoms in (("initial", initial), ("final", final)):
-        if len(atoms) <= n or (atoms.numbers[:n] != slab.numbers).any():
-            raise IncompatibleError(
-                f"expected {name} to hold the slab's {n} atoms first and the adsorbate after them, got {atoms.symbols}."
-            )
+    if len(initial) <= n or (initial.numbers[:n] != slab.numbers).any():
+        raise IncompatibleError(f"expected the slab's {n} atoms first and the adsorbate after them, got {initial.symbols}.")
     if len(initial) != len(final) or (initial.numbers != final.numbers).any():
         raise IncompatibleError(f"expected the same atoms before and after, got {initial.symbols} and {final.symbols}.")
-    guest = np.arange(n, len(final))
-    before, after = _relative(initial, guest, guest), _relative(final, guest, guest)
-    clean, covered = _relative(slab, np.arange(n), np.arange(n)), _relative(final, np.arange(n), np.arange(n))
-    frame = slab_frame(final, adsorbate=guest)
+    final = Atoms(final.numbers, positions=final.positions, cell=final.cell, pbc=final.pbc)
+    size = _TOGETHER if (positions[:, :n] == positions[:1, :n]).all() else 1
+    groups = (positions[k : k + size] for k in range(0, len(positions), size))
+    return [labels for group in groups for labels in _of_one_slab(initial, final, group, slab, factor)]
+
+
+def _of_one_slab(initial: Atoms, final: Atoms, positions: np.ndarray, slab: Atoms, factor: float) -> list[tuple[str, ...]]:
+    """Of ``positions`` (F, N, 3) that differ in the adsorbate alone."""
+    n, guest = len(slab), positions[:, len(slab) :]
+    final.positions = positions[0]
+    size = radii(final.numbers)
+    before = _relative(initial, initial.positions[None, n:], initial.positions[None, n:], size[n:], size[n:])
+    after, touch = _relative(final, guest, guest, size[n:], size[n:]), _relative(final, guest, positions[:1, :n], size[n:], size[:n])
+    clean = _relative(slab, slab.positions[None], slab.positions[None], size[:n], size[:n])
+    covered = _relative(final, positions[:1, :n], positions[:1, :n], size[:n], size[:n])
+    changed = ((clean < _TOUCHING) & (covered > factor)) | ((covered < _TOUCHING) & (clean > factor))
     found = (
-        bool(((before < _BONDED) & (after > factor)).any()),
-        bool((_relative(final, guest, np.arange(n)) > factor).all()),
-        bool((((clean < _TOUCHING) & (covered > factor)) | ((covered < _TOUCHING) & (clean > factor))).any()),
-        bool(buried(final[:n], frame, final.numbers[guest], final.positions[guest]).any()),
-    )
-    return tuple(label for label, holds in zip(ANOMALIES, found, strict=True) if holds)
+        ((before < _BONDED) & (after > factor)).any((1, 2)), (touch > factor).all((1, 2)),
+        np.full(len(positions), (changed & ~np.eye(n, dtype=bool)).any()), _inside(final, positions, n),
+    )  # fmt: skip
+    return [tuple(label for label, holds in zip(ANOMALIES, row, strict=True) if holds) for row in np.stack(found, 1)]
 
 
-def _relative(atoms: Atoms, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(r, c) minimum-image distances in units of the sum of covalent radii, infinite between an atom and itself."""
-    vectors = atoms.positions[columns][None] - atoms.positions[rows][:, None]
+def _inside(final: Atoms, positions: np.ndarray, n: int) -> np.ndarray:
+    """(F,) whether an atom of the adsorbate is buried, seen from the side of the slab that it is on."""
+    found, frames = np.zeros(len(positions), dtype=bool), []
+    for place in positions:
+        final.positions = place
+        frames.append(slab_frame(final, adsorbate=np.arange(n, len(final))))
+    up = np.array([frame.normal @ frames[0].normal > 0 for frame in frames])
+    for side in np.unique(up):
+        rows, frame = np.flatnonzero(up == side), frames[int((up == side).argmax())]
+        guest, numbers = positions[rows, n:].reshape(-1, 3), np.tile(final.numbers[n:], len(rows))
+        found[rows] = buried(final[:n], frame, numbers, guest).reshape(len(rows), -1).any(1)
+    return found
+
+
+def _relative(atoms: Atoms, rows: np.ndarray, columns: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(F, r, c) minimum-image distances from ``rows`` (F, r, 3) to ``columns`` (F or 1, c, 3) in units of the sum of covalent radii."""
+    vectors = columns[:, None] - rows[:, :, None]
     _, distance = find_mic(vectors.reshape(-1, 3), atoms.cell, atoms.pbc)
-    size = radii(atoms.numbers)
-    relative = distance.reshape(len(rows), len(columns)) / (size[rows][:, None] + size[columns][None])
-    return np.where(rows[:, None] == columns[None], np.inf, relative)
+    return distance.reshape(vectors.shape[:3]) / (own[:, None] + other)

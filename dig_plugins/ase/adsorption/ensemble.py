@@ -13,7 +13,7 @@ from ase import Atoms
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.montecarlo.analysis import effective_sample_size, largest_weight_share, normalised_weights
 
-from .anomaly import anomalies
+from .anomaly import anomalies_of
 from .frame import SlabFrame, slab_frame
 from .maps import SurfaceMap, kt_slope
 from .plane import nearest
@@ -135,12 +135,9 @@ class AdsorptionEnsemble:
     def labelled(self) -> AdsorptionEnsemble:
         """A copy whose anomalies are found out from the structures, against the template."""
         order = np.r_[np.setdiff1d(np.arange(len(self.template)), self.adsorbate), self.adsorbate]
-        initial, final = self.template[order], self.template[order]
-        found = []
-        for positions, valid in zip(self.positions, self.valid, strict=True):
-            final.positions = positions[order] if valid else initial.positions
-            found.append(anomalies(initial, final, self.slab) if valid else ())
-        return replace(self, anomalies=tuple(found))
+        valid = np.asarray(self.valid, dtype=bool)
+        found = iter(anomalies_of(self.template[order], self.positions[valid][:, order], self.slab))
+        return replace(self, anomalies=tuple(next(found) if good else () for good in valid))
 
     def sites(self, radius: float = 0.5, min_weight: float = 0.01) -> SiteSet:
         """Basins of the weighted density of the anchor, folded onto the surface's primitive cell, the most probable first.
