@@ -1,4 +1,4 @@
-"""Adsorption: populations and sites against the DFT table on metals never trained on, without an energy; cost. A quarter of an hour.
+"""Adsorption: populations and sites against the DFT table on metals never trained on, without an energy. Half an hour.
 
 ``runs/fcc111-METAL/adsorb-fcc111.safetensors``, where there is one, is a model that never saw METAL (recipe of dig_plugins.ase,
 ``--without METAL``): only such models count for what is held out. With the energy: adsorption_energy.py; on other surfaces:
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 
 import numpy as np
 from ase import Atoms
@@ -110,19 +109,10 @@ def guard(options: Options) -> list[Figure]:
     ]  # fmt: skip
 
 
-def cost(options: Options) -> list[Figure]:
-    """1,000 samples with their log-densities on a slab not seen before."""
-    slab = fcc111("Ir", (3, 3, 4), vacuum=8)
-    wall, cpu = time.perf_counter(), time.process_time()
-    sample_adsorption(slab, "O", "adsorb-general", n=options.size(1000, 20), seed=options.seed, unseen=True)
-    return [Figure("1,000 samples with log q, new system", time.process_time() - cpu, "s", floor=20, aim=5, higher=False,
-                   note=f"one core; wall {time.perf_counter() - wall:.1f} s; 36 slab atoms")]  # fmt: skip
-
-
 def measure(options: Options) -> Findings:
     """Everything in turn."""
     figures, tables = populations(options)
-    return Findings([*figures, *guard(options), *cost(options)], tables)
+    return Findings([*figures, *guard(options)], tables)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sites as the modes of a learned density: hot samples that climb, no grid of starting points, no energy until they are relaxed."""
+"""Sites as the modes of a learned density: samples that climb, no grid of starting points, no energy until they are relaxed."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ __all__ = ["find_sites"]
 _RADIUS = 0.2  # Angstrom: what climbed closer than this is one site
 _CLIMBS = 200  # steps at most: a shallow mode is climbed slowly
 _REACH = 3.0  # Angstrom: modes farther apart have others between them
+_TEMPERATURES = 3  # at which structures are drawn
 
 
 def find_sites(
     slab: Atoms, adsorbate, model: DiG | str | Path = "adsorb-general", *, n: int = 400, temperature: float = 1500.0,
-    cool: float = 600.0, width: float = 0.05, barrier: float = 0.1, min_weight: float = 0.0025, seed: int | None = None,
+    cool: float = 600.0, width: float = 0.05, barrier: float = 0.05, min_weight: float = 0.0025, seed: int | None = None,
     normal=None, anchor: int | None = None, yielding: bool = False, unseen: bool = False, batch: int = 512,
 ) -> SiteSet:  # fmt: skip
     """The sites of ``adsorbate`` on ``slab``, the most probable first, where its learned density has its maxima.
 
-    ``n`` structures drawn at ``temperature`` climb the density of the temperature ``cool`` by mean shift
-    (:func:`dig_core.sampling.modes.climb`): hot samples reach every basin, cold modes say where exactly it is lowest. Modes without
-    a barrier between them are one site, the densest of them (:func:`dig_core.sampling.modes.lasting`). A site's ``probability``
-    is the share of the hot structures that climbed to it; :meth:`SiteSet.relax` gives energies.
+    ``n`` structures, a third each drawn at ``cool``, at ``temperature`` and at the geometric mean of both, climb the density of the
+    temperature ``cool`` by mean shift (:func:`dig_core.sampling.modes.climb`): hot samples reach every basin, cold ones say which are
+    deep, cold modes say where exactly they are lowest. Modes without a barrier between them are one site, the densest of them
+    (:func:`dig_core.sampling.modes.lasting`). A site's ``probability`` is the share of the structures that climbed to it;
+    :meth:`SiteSet.relax` gives energies.
 
     Parameters
     ----------
@@ -47,29 +49,40 @@ def find_sites(
     barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are the network's noise.
     min_weight: sites with less probability are left out. The rest, and errors, are those of :func:`sample_adsorption`.
     """
-    if not 0 < width < 1 or not cool > 0 or not barrier >= 0:
+    if not 0 < width < 1 or not min(cool, temperature) > 0 or not barrier >= 0:
         raise IncompatibleError(
-            "expected a width between 0 and 1 Angstrom, a temperature above zero and a barrier that is not below it, got "
-            f"{width}, {cool} and {barrier}."
+            "expected a width between 0 and 1 Angstrom, temperatures above zero and a barrier that is not below it, got "
+            f"{width}, {cool} and {temperature}, and {barrier}."
         )
     wall, cpu, seed = time.monotonic(), time.process_time(), as_seed(seed)
     given = {"normal": normal, "anchor": anchor, "yielding": yielding, "unseen": unseen}
-    hot = sample_adsorption(slab, adsorbate, model, n=n, temperature=temperature, seed=seed, batch=batch, **given)
+    drawn = _drawn(slab, adsorbate, model, n, np.geomspace(cool, temperature, _TEMPERATURES), seed, batch=batch, **given)
     dig, _ = on_slab(slab, adsorbate, model, temperature=cool, **given)
     t, tops = _time_of(dig, width), []
-    good = torch.as_tensor(hot.valid)
-    for part in torch.as_tensor(hot.positions)[good].split(batch):
+    good = torch.as_tensor(drawn.valid)
+    for part in torch.as_tensor(drawn.positions)[good].split(batch):
         state, _ = dig.coordinates.encode(Geometry(part), dig.descriptor)
         top = climb(dig.model, dig.descriptor, state, t, iterations=_CLIMBS)
         tops.append(dig.coordinates.decode(top, dig.descriptor).positions)
-    positions = hot.positions.copy()
+    positions = drawn.positions.copy()
     positions[good.numpy()] = torch.cat(tops).numpy()
-    source = f"modes at {cool:g} K of {dig.card.name}, from {n} structures at {temperature:g} K, seed {seed}"
-    climbed = replace(hot, positions=positions, anomalies=(), log_q=None).labelled()
+    source = f"modes at {cool:g} K of {dig.card.name}, from {n} structures at {cool:g} to {temperature:g} K, seed {seed}"
+    climbed = replace(drawn, positions=positions, anomalies=(), log_q=None).labelled()
     found = _joined(climbed, dig, t, barrier, batch)
     kept = tuple(site for site in found if (site.probability or 0.0) >= min_weight)
     spent = {"wall_s": time.monotonic() - wall, "cpu_s": time.process_time() - cpu}
     return replace(found, sites=kept, source=source, **spent)
+
+
+def _drawn(slab: Atoms, adsorbate, model, n: int, temperatures: np.ndarray, seed: int, **options) -> AdsorptionEnsemble:
+    """``n`` structures, as many at each temperature, in one table."""
+    shares = [len(part) for part in np.array_split(np.arange(n), len(temperatures)) if len(part)] or [n]
+    parts = [
+        sample_adsorption(slab, adsorbate, model, n=size, temperature=float(t), seed=(seed + k) % 2**64, **options)
+        for k, (size, t) in enumerate(zip(shares, temperatures[::-1], strict=False))
+    ]
+    held = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("positions", "valid")}
+    return replace(parts[0], **held, anomalies=(), log_q=None)
 
 
 def _joined(climbed: AdsorptionEnsemble, dig: DiG, t: float, barrier: float, batch: int) -> SiteSet:
