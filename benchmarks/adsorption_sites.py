@@ -7,6 +7,7 @@ with three seeds, then ``--members``.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from ase.build import fcc111
 from common import HERE, Figure, Findings, Options, Table, command_line, interval
 
 from dig_core.dig import DiG
+from dig_core.score import NoiseScore
 from dig_plugins import models
 from dig_plugins.ase.adsorption import SiteSet, calculator_named, find_sites, sample_adsorption
 from dig_plugins.ase.recipes.slabs import adsorbate
@@ -27,6 +29,7 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
     scores = _scores(options, models.load("adsorb-general"), "", ("random", "geometric", "pymatgen", "acat"))
     if not scores:
         return [], []
+    alone = [[r for _, tol, _, r in _scores(options, dig, "", (), 1) if tol == 0.5] for dig in _members(models.load("adsorb-general"))]
     flat = _scores(options, DiG.load(FLAT), "fcc211", ()) if FLAT.exists() else []
     names = ", ".join(sorted({name for name, *_ in scores}))
     atoms, molecules = ([s for s in scores if (len(s[2].numbers) > 1) == many] for many in (False, True))
@@ -39,6 +42,10 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
                     f"{np.mean([r.n_proposed for _, tol, _, r in scores if tol == 0.5]):.1f} sites on average. "
                     "Temperatures and barrier were chosen on other slabs, the width of the noise and the least share on these."),
         Figure("precision, the same", _mean(scores, "precision", 0.5), floor=0.75, aim=0.90),
+        Figure("coverage at K, the same, mean of the committee's members, each alone",
+               float(np.mean([r.coverage_at_k for found in alone for r in found])),
+               note="One seed each: " + "; ".join(f"{np.mean([r.coverage_at_k for r in found]):.2f}, precision "
+                                                  f"{np.mean([r.precision for r in found]):.2f}" for found in alone) + "."),
         Figure("coverage of steps of metals never trained on, 0.3 Angstrom", _mean(scores, "coverage", 0.3, "fcc211"),
                compared="geometric, pymatgen, ACAT: table", note=f"precision {_mean(scores, 'precision', 0.3, 'fcc211'):.2f}"),
         Figure("distance of covered sites before any relaxation, atoms", _mean(atoms, "rmsd", 0.5), "Angstrom",
@@ -59,10 +66,15 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
     return figures, [Table("Sites against grid searches with CHGNet r2SCAN, last seed of each", header, rows)]
 
 
-def _scores(options: Options, dig: DiG, kind: str, baselines: tuple[str, ...]) -> list[tuple]:
-    """(name, tolerance, reference, report) of every reference of this kind and seed; baselines beside the last."""
+def _members(dig: DiG) -> list[DiG]:
+    """The models of a committee, one by one."""
+    return [dataclasses.replace(dig, model=NoiseScore(network, dig.process)) for network in dig.model.network.members]
+
+
+def _scores(options: Options, dig: DiG, kind: str, baselines: tuple[str, ...], count: int = SEEDS) -> list[tuple]:
+    """(name, tolerance, reference, report) of every reference of this kind and of ``count`` seeds; baselines beside the last."""
     scores = []
-    seeds = range(1, options.size(SEEDS, 1) + 1)
+    seeds = range(1, options.size(count, 1) + 1)
     for place in sorted((HERE / "results" / "adsorption").glob("*.json")):
         if kind not in place.stem:
             continue

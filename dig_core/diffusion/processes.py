@@ -92,7 +92,7 @@ class Diffusion:
         between = self.between(s, t)
         return Heat(self.space, between.ratio * x, between.variance)
 
-    def reverse(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor, spread: Tensor) -> Kernel:
+    def reverse(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor, spread: Tensor) -> Normal:
         """p(x_s given x_t) on any grid, s < t (eqs 2, 3).
 
         ``score`` (B, *shape) at (x, t). ``spread`` broadcasts to x: the variance that the noise (epsilon) still has once

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..diffusion.kernels import Normal
 from ..diffusion.processes import Joint
 from ..random import Streams
 from ..score import ScoreModel, score_of
@@ -14,9 +15,11 @@ from ..system.descriptor import Descriptor
 from ..types import State, Tangent
 from .flow import Flow, backward_steps, checked_grid, flow_times
 
-__all__ = ["SOLVERS", "ancestral", "ddpm", "denoised", "dpm_solver", "euler_maruyama", "flow_heun", "flow_rk4"]
+__all__ = ["SOLVERS", "ancestral", "cold", "ddpm", "denoised", "dpm_solver", "euler_maruyama", "flow_heun", "flow_rk4"]
 
 Solver = Callable[..., State]
+
+_COLD = 0.25
 
 
 # Every solver takes the same arguments:
@@ -55,6 +58,24 @@ def ddpm(
         moments = model.moments(state, t, descriptor)
         state = model.process.reverse(state, t, s, score_of(model.process, moments.noise, t), moments.spread).sample(rng)
     return denoised(model, state, grid[1:2], descriptor)
+
+
+@torch.no_grad()
+def cold(model: ScoreModel, descriptor: Descriptor, grid: Tensor, rng: Streams, *, start: State | None = None) -> State:
+    """:func:`ancestral` with a quarter of the variance of every step's noise: what a network blurs comes out sharper, nearer to the modes.
+
+    Low-temperature sampling (Ingraham et al., doi:10.1038/s41586-023-06728-8; the noise scale of Watson et al.,
+    doi:10.1038/s41586-023-06415-8). Not the law: widths, and the weights of states, are no longer the model's.
+    """
+    state = _first(model.process, rng, start)
+    for t, s in backward_steps(checked_grid(grid)):
+        moments = model.moments(state, t, descriptor)
+        score, earlier = score_of(model.process, moments.noise, t), {}
+        for name, part in model.process.items():
+            kernel = part.reverse(state[name], t, s, score[name], moments.spread[name])
+            earlier[name] = Normal(part.space, kernel.mean, _COLD * kernel.variance).sample(rng)
+        state = earlier
+    return state
 
 
 @torch.no_grad()
@@ -123,7 +144,7 @@ def flow_rk4(
 
 
 SOLVERS: dict[str, Solver] = {
-    "ancestral": ancestral, "ddpm": ddpm, "sde": euler_maruyama, "heun": flow_heun, "rk4": flow_rk4, "dpm++": dpm_solver,
+    "ancestral": ancestral, "ddpm": ddpm, "cold": cold, "sde": euler_maruyama, "heun": flow_heun, "rk4": flow_rk4, "dpm++": dpm_solver,
 }  # fmt: skip
 
 

@@ -113,6 +113,19 @@ def test_ancestral_draws_what_the_path_proposal_draws():
     torch.testing.assert_close(samples.state["x"], proposed["x"])
 
 
+def test_cold_samples_are_narrower_about_the_same_states():
+    """Two wells of one weight: both are visited as often, each by less than its width and about its own mean."""
+    law = GaussianMixture([0.5, 0.5], [[-3.0, 0.5], [3.0, -0.5]], [[0.3, 0.3], [0.3, 0.3]])
+    model, n = AnalyticScore(Joint(x=Diffusion(Euclidean(2), LogSNR())), {"x": law}), 2000
+    found = run(model, "cold", grid(60), n)["x"]
+    right = found[:, 0] > 0
+    assert abs(float(right.double().mean()) - 0.5) < 4 * 0.5 / n**0.5
+    for side, mean in ((right, law.means[1]), (~right, law.means[0])):
+        well = found[side]
+        assert (well.var(0) < 0.8 * 0.3).all()
+        assert ((well.mean(0) - mean).abs() < 0.25 * 0.3**0.5).all()
+
+
 def test_ddpm_ends_at_what_ancestral_draws_about():
     # All but the last step are the same, so the mean over many last draws is where ddpm ends.
     steps, n = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64), 4000

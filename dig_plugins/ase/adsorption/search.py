@@ -32,7 +32,7 @@ _TEMPERATURES = 3  # at which structures are drawn
 
 def find_sites(
     slab: Atoms, adsorbate, model: DiG | str | Path = "adsorb-general", *, n: int = 400, temperature: float = 1500.0,
-    cool: float = 600.0, width: float = 0.05, barrier: float = 0.05, min_weight: float = 0.0025, seed: int | None = None,
+    cool: float = 600.0, width: float = 0.05, barrier: float = 0.02, min_weight: float = 0.0025, seed: int | None = None,
     normal=None, anchor: int | None = None, yielding: bool = False, unseen: bool = False, batch: int = 512,
 ) -> SiteSet:  # fmt: skip
     """The sites of ``adsorbate`` on ``slab``, the most probable first, where its learned density has its maxima.
@@ -46,7 +46,8 @@ def find_sites(
     Parameters
     ----------
     temperature, cool: K. width: Angstrom, of the noise that smooths the density: less than an atom moves in a site by its heat.
-    barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are the network's noise.
+    barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are noise, of which one
+        network alone has more than a committee.
     min_weight: sites with less probability are left out. The rest, and errors, are those of :func:`sample_adsorption`.
     """
     if not 0 < width < 1 or not min(cool, temperature) > 0 or not barrier >= 0:
