@@ -252,12 +252,13 @@ def test_coverage_and_precision_by_hand(searched):
 
 
 def test_images_of_a_site_are_one_site(searched):
-    """In the p(2x2) cell there are four of each; the three bridges are one by symmetry. Probabilities add up."""
+    """In the p(2x2) cell there are four of each; the three bridges are one by symmetry. Probabilities add up;
+    the place of 0.4 comes before the three of 0.2."""
     frame = slab_frame(SLAB)
     spots = [places()["fcc"][0] + i * ON.vectors[0, :2] + j * ON.vectors[1, :2] for i in (0, 1) for j in (0, 1)]
     spots += list(places()["bridge"] + frame.lattice[0])
     proposed = site_set(spots, probabilities=[0.1] * 4 + [0.2] * 3)
-    assert [s.probability for s in merged(proposed)] == pytest.approx([0.6, 0.4])
+    assert [s.probability for s in merged(proposed)] == pytest.approx([0.4, 0.6])
     assert distances(proposed.sites[4:], proposed.sites[4:], proposed).max() < 1e-6
     larger = grid_search(rigid(fcc111("Pt", (3, 3, 3), vacuum=8)), "H", H_PT.calculator(), spacing=0.9)
     assert site_set([s.xy for s in larger]).compare(searched, tol=0.1, baselines=()).coverage == 1

@@ -21,7 +21,7 @@ _SAME = 0.25  # Angstrom: sites of one table that are this close, symmetry inclu
 @dataclass(frozen=True)
 class CoverageReport:
     """``coverage``: share of the reference's minima with a proposed site within ``tol``; ``coverage_at_k``: the same for the ``k`` most
-    probable ones; ``precision``: share of the proposed probability that lies within ``tol`` of a minimum; ``f1`` of coverage and
+    probable places; ``precision``: share of the proposed probability that lies within ``tol`` of a minimum; ``f1`` of coverage and
     precision; ``rmsd`` Angstrom, of the covered minima to the nearest proposed site; ``n_calls``, ``wall_s``, ``cpu_s``: proposed and
     reference; ``tv``, ``js``, ``kt_slope``: of the density, if they were asked for.
     """
@@ -126,7 +126,10 @@ def reference_minima(reference: SiteSet, window: float) -> list[Site]:
 
 
 def merged(proposed: SiteSet) -> list[Site]:
-    """One site of every symmetric set, its probability the sum, the most probable first; known saddles are not proposals."""
+    """One site of every symmetric set, its probability the sum, the most probable place first; known saddles are not proposals.
+
+    A place has its share of the sum, as many as there are symmetric ones: a set of three is no deeper than a lone site of a third.
+    """
     kept: list[Site] = []
     for site in sorted(proposed.sites, key=lambda s: -(s.probability or 0.0)):
         if site.is_minimum is False:
@@ -137,7 +140,9 @@ def merged(proposed: SiteSet) -> list[Site]:
             kept.append(site)
         elif site.probability is not None:
             kept[i] = replace(kept[i], probability=(kept[i].probability or 0.0) + site.probability)
-    return sorted(kept, key=lambda s: -(s.probability or 0.0))
+    if all(site.probability is None for site in kept):
+        return kept
+    return sorted(kept, key=lambda s: -(s.probability or 0.0) / proposed.multiplicity(s.xy))
 
 
 def distances(sites, others, surface: SiteSet) -> np.ndarray:

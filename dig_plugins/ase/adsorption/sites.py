@@ -167,7 +167,7 @@ class SiteSet:
         return compare(self, reference, tol=tol, window=window, top_k=top_k, baselines=baselines, seed=seed)
 
     def relax(self, calculator, n: int | None = None, *, fmax: float = 0.02, steps: int = 200, log=None) -> SiteSet:
-        """The ``n`` most probable sites (all if None; of symmetric copies one), relaxed: energies, minima and saddles, calls, anomalies.
+        """The ``n`` most probable places (all if None; of symmetric copies one), relaxed: energies, minima and saddles, calls, anomalies.
 
         ``calculator``: any ASE calculator; ``fmax`` eV/Angstrom and ``steps`` of BFGS; ``log``: text stream that gets a line a site.
         Few calls are spent: a relaxation begins with the curvature that the last one has learned, and ends where it comes into a site
