@@ -40,7 +40,8 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
                floor=0.85, aim=0.95, compared="random, geometric, pymatgen, ACAT: table",
                note=f"{names}; {SEEDS} seeds; 95 % of bootstraps {low:.2f} to {high:.2f}; "
                     f"{np.mean([r.n_proposed for _, tol, _, r in scores if tol == 0.5]):.1f} sites on average. "
-                    "Temperatures and barrier were chosen on other slabs, the width of the noise and the least share on these."),
+                    "Temperatures and the order of sites were chosen on other slabs; the barrier, which makes no difference there, "
+                    "the width of the noise and the least share on these."),
         Figure("precision, the same", _mean(scores, "precision", 0.5), floor=0.75, aim=0.90),
         Figure("coverage at K, the same, mean of the committee's members, each alone",
                float(np.mean([r.coverage_at_k for found in alone for r in found])),
