@@ -241,8 +241,9 @@ def parts() -> list:
 
 
 def test_every_kind_of_part_that_a_file_may_name_is_tested():
-    known = {**checkpoint._BUILDERS, **checkpoint._COORDINATES, **checkpoint.NETWORKS}
-    assert {param.id for param in parts()} == set(known)
+    # The page on extending adds a network of its own, in this process if it comes to that.
+    kinds = {**checkpoint._BUILDERS, **checkpoint._COORDINATES, **checkpoint.NETWORKS}
+    assert {param.id for param in parts()} == {name for name, cls in kinds.items() if cls.__module__.startswith("dig_core.")}
 
 
 @pytest.mark.parametrize("part", parts())
