@@ -90,8 +90,8 @@ class DiG:
     def with_others(self, *others: DiG) -> DiG:
         """A committee of this model and ``others`` of the same recipe: its score is the mean of theirs, its samples are exact for that.
 
-        Where models were trained apart, their errors on systems they never saw differ, and the mean has less of them; it costs as much
-        as all of them together. System, coordinates and card are this model's. Raises IncompatibleError for models that noise or
+        Where models were trained apart, their errors on systems they never saw differ, and partly cancel; it costs as much as all of
+        them together. System, coordinates and card are this model's. Raises IncompatibleError for models that noise or
         describe the system otherwise, UnsupportedError for scores that are no networks of noise.
         """
         networks = []

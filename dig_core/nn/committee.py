@@ -1,4 +1,4 @@
-"""Networks that were trained apart and answer together: on systems none of them has seen, their mean errs less than one of them."""
+"""Networks that were trained apart and answer together: what one of them makes of systems it has not seen is partly luck."""
 
 from __future__ import annotations
 

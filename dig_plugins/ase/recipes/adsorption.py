@@ -6,7 +6,7 @@ python -m dig_plugins.ase.recipes.adsorption general --out runs/both --members r
 python -m dig_plugins.ase.recipes.adsorption fcc111 --out runs/fcc111 [--without Pt]
 
 Resumable: run the same command again. ``adsorb-fcc111`` ships as the last command makes it. ``adsorb-general`` that ships is a committee of
-three: on surfaces never trained on, models of other seeds find other sites, and the mean of their scores more than one of them. Two learned
+three: on surfaces never trained on, models of other seeds find other sites, and their mean hangs less on the luck of one. Two learned
 12,000 steps each (``--steps 12000 --seed 2``, and 3); the first 15,000 steps from 38 of the slabs, then 6,602 from all (``--start
 runs/first/adsorb-general.safetensors --steps 8000 --batch 512 --rate 1e-3``, interrupted).
 """
