@@ -55,23 +55,24 @@ def _found(initial: Atoms, final: Atoms, positions: np.ndarray, slab: Atoms, fac
     if len(initial) != len(final) or (initial.numbers != final.numbers).any():
         raise IncompatibleError(f"expected the same atoms before and after, got {initial.symbols} and {final.symbols}.")
     final = Atoms(final.numbers, positions=final.positions, cell=final.cell, pbc=final.pbc)
-    size = _TOGETHER if (positions[:, :n] == positions[:1, :n]).all() else 1
-    groups = (positions[k : k + size] for k in range(0, len(positions), size))
-    return [labels for group in groups for labels in _of_one_slab(initial, final, group, slab, factor)]
+    size, mine, theirs = radii(final.numbers), slab.positions[None], initial.positions[None, n:]
+    known = _relative(initial, theirs, theirs, size[n:], size[n:]) < _BONDED, _relative(slab, mine, mine, size[:n], size[:n])
+    count = _TOGETHER if (positions[:, :n] == positions[:1, :n]).all() else 1
+    groups = (positions[k : k + count] for k in range(0, len(positions), count))
+    return [labels for group in groups for labels in _of_one_slab(final, group, n, *known, factor)]
 
 
-def _of_one_slab(initial: Atoms, final: Atoms, positions: np.ndarray, slab: Atoms, factor: float) -> list[tuple[str, ...]]:
-    """Of ``positions`` (F, N, 3) that differ in the adsorbate alone."""
-    n, guest = len(slab), positions[:, len(slab) :]
-    final.positions = positions[0]
+def _of_one_slab(
+    final: Atoms, positions: np.ndarray, n: int, bonded: np.ndarray, clean: np.ndarray, factor: float
+) -> list[tuple[str, ...]]:
+    """Of ``positions`` (F, N, 3) whose ``n`` slab atoms are the same; ``bonded`` (1, a, a) before, ``clean`` (1, n, n) distances."""
+    final.positions, guest, rest = positions[0], positions[:, n:], positions[:1, :n]
     size = radii(final.numbers)
-    before = _relative(initial, initial.positions[None, n:], initial.positions[None, n:], size[n:], size[n:])
-    after, touch = _relative(final, guest, guest, size[n:], size[n:]), _relative(final, guest, positions[:1, :n], size[n:], size[:n])
-    clean = _relative(slab, slab.positions[None], slab.positions[None], size[:n], size[:n])
-    covered = _relative(final, positions[:1, :n], positions[:1, :n], size[:n], size[:n])
+    after, touch = _relative(final, guest, guest, size[n:], size[n:]), _relative(final, guest, rest, size[n:], size[:n])
+    covered = _relative(final, rest, rest, size[:n], size[:n])
     changed = ((clean < _TOUCHING) & (covered > factor)) | ((covered < _TOUCHING) & (clean > factor))
     found = (
-        ((before < _BONDED) & (after > factor)).any((1, 2)), (touch > factor).all((1, 2)),
+        (bonded & (after > factor)).any((1, 2)), (touch > factor).all((1, 2)),
         np.full(len(positions), (changed & ~np.eye(n, dtype=bool)).any()), _inside(final, positions, n),
     )  # fmt: skip
     return [tuple(label for label, holds in zip(ANOMALIES, row, strict=True) if holds) for row in np.stack(found, 1)]

@@ -46,8 +46,8 @@ def find_sites(
     Parameters
     ----------
     temperature, cool: K. width: Angstrom, of the noise that smooths the density: less than an atom moves in a site by its heat.
-    barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are noise, of which one
-        network alone has more than a committee.
+    barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are noise; one network
+        alone may need 0.05.
     min_weight: sites with less probability are left out. The rest, and errors, are those of :func:`sample_adsorption`.
     """
     if not 0 < width < 1 or not min(cool, temperature) > 0 or not barrier >= 0:
