@@ -16,11 +16,11 @@ import torch
 from ase import Atoms
 from ase.io import read
 
+from dig_plugins.ase import calculator_named
 from dig_plugins.ase.adsorption import SiteSet, grid_search
 from dig_plugins.ase.adsorption.coverage import reference_minima
 from dig_plugins.ase.adsorption.grid import relaxed_sites
 from dig_plugins.ase.adsorption.relax import Counted, relax_clean
-from dig_plugins.ase.adsorption.run import calculator_named
 from dig_plugins.ase.recipes.slabs import adsorbate
 
 HERE = Path(__file__).parent

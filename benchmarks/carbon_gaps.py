@@ -209,7 +209,7 @@ def relaxed(options: Options) -> tuple[list[Figure], list[Table]]:
 
 def _calculator():
     try:
-        from dig_plugins.ase.adsorption import calculator_named
+        from dig_plugins.ase import calculator_named
 
         return "SevenNet-0", calculator_named("sevennet")
     except ImportError:

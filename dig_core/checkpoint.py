@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file whose JSON header rebuilds everything; nothing is unpickled."""
+"""Checkpoints: one safetensors file whose JSON header rebuilds everything, of parts that are installed; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .dig import Card, DiG
 from .errors import CheckpointError
 from .files import write_atomically
 from .nn import NETWORKS
+from .plugins import PARTS, offer
 from .score import EnergyScore, NoiseScore
 from .system.descriptor import Descriptor
 from .tensors import from_bytes, to_bytes
@@ -112,9 +113,10 @@ class _UnknownPart(CheckpointError):
 
 
 def _part(thing, kinds: dict) -> dict:
-    if type(thing) not in kinds.values():
-        raise CheckpointError(f"cannot save a {type(thing).__name__!r}, this version knows {sorted(kinds)}.")
-    return {"type": type(thing).__name__, "config": thing.config}
+    name = type(thing).__name__
+    if type(thing) not in kinds.values() and type(thing) is not offer(PARTS, name):
+        raise CheckpointError(f"cannot save a {name!r}, this version knows {sorted(kinds)}, and what packages offer as {PARTS}.")
+    return {"type": name, "config": thing.config}
 
 
 def _header(about: dict[str, str], path: str | Path) -> dict:
@@ -128,9 +130,10 @@ def _header(about: dict[str, str], path: str | Path) -> dict:
 
 
 def _named(kinds: dict, name: str):
-    if name not in kinds:
+    found = kinds.get(name) or offer(PARTS, name)
+    if found is None:
         raise _UnknownPart(f"the checkpoint holds a {name!r}, this version knows {sorted(kinds)}.")
-    return kinds[name]
+    return found
 
 
 def _build(header: dict, tensors: dict[str, torch.Tensor]) -> DiG:

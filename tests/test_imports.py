@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 CORE_ORDER = """
-    errors types random files progress tensors system coordinates diffusion nn score sampling energy gradients parallel montecarlo training
-    dig checkpoint testing
+    errors plugins types random files progress tensors system coordinates diffusion nn score sampling energy gradients parallel montecarlo
+    training dig checkpoint testing
 """.split()
 """A part imports only itself and parts that stand before it."""
 
@@ -30,10 +30,10 @@ CORE_OPTIONAL = {"pymbar"}
 """Imported inside a function only, with an error that says what to install."""
 
 ENGINES = {
-    "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer"},
+    "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer", "mdtraj", "tables"},  # the last two write HDF5
     "ase": {"ase", "scipy", "matplotlib", "chgnet", "sevenn"},  # scipy, matplotlib: with ase; the others are calculators by name
     "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
-    "mdtraj": {"mdtraj"},
+    "mdtraj": {"mdtraj", "tables"},
     "rdkit": {"rdkit"},
     "openff": {"openff", "openmm", "rdkit"},  # its toolkit reads molecules of the one and writes Systems of the other
     "models": {"filelock", "platformdirs"},  # of the cache

@@ -12,6 +12,7 @@ _HOME = {
     "DiGCalculator": "calculator",
     "DiGDynamics": "dynamics",
     "DiGSampler": "sampler",
+    "calculator_named": "calculators",
     "check_atoms": "convert",
     "describe": "convert",
     "fit_crystal": "crystal",

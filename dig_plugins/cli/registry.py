@@ -11,7 +11,7 @@ from .options import MaybeText, Model
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Models that ship, and those pulled into the cache.")
+app = typer.Typer(no_args_is_help=True, help="Models that ship, were pulled into the cache, or come with other packages.")
 
 
 @app.command("list")
@@ -28,6 +28,8 @@ def listed() -> None:
         typer.echo(f"{name:24s} {temperature:6s} {worth:8s} {entry['size'] / 1e6:5.1f} MB  {entry['system']}  {entry['licence']}")
     for name, record in models.cached().items():
         typer.echo(f"{name:24s} {'pulled':15s} {record['size'] / 1e6:5.1f} MB  {record['url']}")
+    for name, package in models.offered().items():
+        typer.echo(f"{name:24s} {'installed':25s}  {package}")
 
 
 @app.command("show")

@@ -56,7 +56,7 @@ def sample(
     n: N = 1000,
     out: Annotated[
         MaybeFile,
-        typer.Option(help="File to write: .xtc (with .pdb and .npz beside it), .pdb, .npz, .dcd, .sdf, .extxyz or .cif, by the model."),
+        typer.Option(help="File to write: .xtc or .dcd (.pdb and .npz beside them), .h5, .pdb, .npz, .sdf, .extxyz or .cif, by the model."),
     ] = None,
     of: Of = None,
     force_field: ForceField = None,

@@ -117,9 +117,10 @@ def read_frames(path: str | Path, n_atoms: int, chosen: np.ndarray, stride: int)
         # memory when it is asked for some frames and some atoms.
         strided = stride > 1 and not (found and kind_of(path) == ".trr")
         options = {**({"stride": stride} if strided else {}), **({"atom_indices": chosen} if found else {})}
+        options |= {} if kind_of(path) in (".h5", ".hdf5", ".lh5") else {"top": blank}  # the others know their own atoms
         try:
             with ascii_name(path) as name:
-                trajectory = mdtraj.load(name, top=blank, **options)
+                trajectory = mdtraj.load(name, **options)
         except _TROUBLE as error:
             raise IncompatibleError(f"{path.name} cannot be read as a trajectory of {n_atoms} atoms: {error}") from error
         found = found or trajectory.n_atoms

@@ -20,10 +20,10 @@ from dig_core.types import Geometry
 
 from ..models.cache import digest
 from .record import of_protein, of_software, protein_of
+from .write import KINDS, write_backbones
 
 __all__ = ["BackboneEnsemble", "Counts"]
 
-_KINDS = (".xtc", ".dcd", ".pdb")
 
 
 class Counts(NamedTuple):
@@ -102,13 +102,11 @@ class BackboneEnsemble:
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
-        """A trajectory, ``.xtc``, ``.dcd`` or ``.pdb``, with a PDB, weights (``.npz``) and a record (``.json``) of the same name beside it;
-        for a name without a suffix a directory with ``backbones.xtc``, ``backbones.pdb``, ``samples.npz`` and ``run.json``.
+        """A trajectory, ``.xtc``, ``.dcd``, ``.h5`` or ``.pdb``, with a PDB, weights (``.npz``) and a record (``.json``) of the same name
+        beside it; for a name without a suffix a directory with ``backbones.xtc``, ``backbones.pdb``, ``samples.npz`` and ``run.json``.
 
         XTC holds 0.01 Angstrom. Raises IncompatibleError for other names, StateError for atoms that are not finite.
         """
-        from .write import write_backbones
-
         trajectory, numbers, record = _files(path)
         trajectory.parent.mkdir(parents=True, exist_ok=True)
         write_backbones(trajectory, self.geometry, self.descriptor)
@@ -161,6 +159,6 @@ def _files(path: str | Path) -> tuple[Path, Path, Path]:
     path = Path(path)
     if not path.suffix:
         return path / "backbones.xtc", path / "samples.npz", path / "run.json"
-    if path.suffix.lower() not in _KINDS:
-        raise IncompatibleError(f"expected a directory, or a file name ending in {', '.join(_KINDS)}, got {path.name!r}.")
+    if path.suffix.lower() not in KINDS:
+        raise IncompatibleError(f"expected a directory, or a file name ending in {', '.join(KINDS)}, got {path.name!r}.")
     return path, path.with_suffix(".npz"), path.with_suffix(".json")

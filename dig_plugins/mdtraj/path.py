@@ -98,8 +98,8 @@ class BackbonePath:
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
-        """``.xtc``, ``.dcd`` or ``.pdb`` with the report (``.json``) of the same name beside it; for a name without a suffix a directory
-        with ``path.xtc``, ``path.pdb`` and ``path.json``. Raises UnsupportedError for other names."""
+        """``.xtc``, ``.dcd``, ``.h5`` or ``.pdb`` with the report (``.json``) of the same name beside it; for a name without a suffix a
+        directory with ``path.xtc``, ``path.pdb`` and ``path.json``. Raises UnsupportedError for other names."""
         from .write import write_backbones
 
         path = Path(path) if Path(path).suffix else Path(path) / "path.xtc"

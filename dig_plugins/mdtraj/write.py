@@ -1,4 +1,4 @@
-"""Backbones into files that MDTraj, PyMOL and ChimeraX open: PDB, and XTC or DCD with a PDB beside them."""
+"""Backbones into files that MDTraj, PyMOL and ChimeraX open: PDB, HDF5, and XTC or DCD with a PDB beside them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from dig_core.types import Geometry
 
 from .convert import ascii_name, named, to_trajectory
 
-__all__ = ["write_backbones"]
+__all__ = ["KINDS", "write_backbones"]
+
+KINDS = (".xtc", ".dcd", ".h5", ".pdb")
 
 _MARK = "REMARK   1 BACKBONE N CA C O CB BY DIG-PLUGINS\n"
 """First line of each PDB file written here: only such files are replaced unasked."""
 
 
 def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor) -> None:
-    """Structures (F, A, 3) Angstrom as ``.pdb`` (a model each, to 0.001 Angstrom), ``.xtc`` (0.01) or ``.dcd`` (single precision).
+    """Structures (F, A, 3) Angstrom as ``.pdb`` (a model each, to 0.001 Angstrom), ``.xtc`` (0.01), ``.dcd`` or ``.h5`` (single
+    precision; needs PyTables).
 
     An XTC or DCD file comes with a ``.pdb`` of the same name, the first structure, which says what its atoms are. Files are complete or
     not there; an existing one is replaced, but a ``.pdb`` beside a trajectory only if it was written here.
@@ -29,11 +32,14 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in (".pdb", ".xtc", ".dcd"):
-        raise UnsupportedError(f"expected a name ending in .pdb, .xtc or .dcd, got {path.name!r}; to_trajectory().save() writes others.")
+    if kind not in KINDS:
+        raise UnsupportedError(f"expected a name ending in {', '.join(KINDS)}, got {path.name!r}; to_trajectory().save() writes others.")
     _check(geometry, descriptor)
     if kind == ".pdb":
         _write_pdb(path, geometry, descriptor)
+        return
+    if kind == ".h5":
+        _write_hdf5(path, to_trajectory(geometry, descriptor))
         return
     beside = path.with_suffix(".pdb")
     if beside.exists() and not beside.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
@@ -43,6 +49,15 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
         with ascii_name(temporary) as name:
             (trajectory.save_xtc if kind == ".xtc" else trajectory.save_dcd)(name)
         _write_pdb(beside, Geometry(geometry.positions[:1]), descriptor)
+
+
+def _write_hdf5(path: Path, trajectory) -> None:
+    try:
+        import tables  # noqa: F401
+    except ImportError as error:
+        raise ImportError("HDF5 needs PyTables: pip install 'dig-plugins[hdf5]', or write .xtc or .dcd.") from error
+    with finished(path) as temporary:
+        trajectory.save_hdf5(str(temporary))
 
 
 def _check(geometry: Geometry, descriptor: Descriptor) -> None:

@@ -1,4 +1,4 @@
-"""Models by name: those that ship, and those that were pulled into the user's cache. Nothing but pull() touches the network."""
+"""Models by name: those that ship, were pulled into the user's cache, or come with other packages. Only pull() touches the network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dig_core.errors import CheckpointError, UnsupportedError
+from dig_core.plugins import offer, offers
 from dig_core.progress import Show
 
 from .cache import cache_directory, cached, digest, fetch, intact, name_in
@@ -15,10 +16,13 @@ from .cache import cache_directory, cached, digest, fetch, intact, name_in
 if TYPE_CHECKING:
     from dig_core.dig import DiG
 
-__all__ = ["DEVICE", "cache_directory", "cached", "find", "index", "load", "path", "pull", "sha256"]
+__all__ = ["DEVICE", "OFFERS", "cache_directory", "cached", "find", "index", "load", "offered", "path", "pull", "sha256"]
 
 DEVICE = "DIG_PLUGINS_DEVICE"
 """Environment variable: where models are put that are loaded by name or path, by commands as well."""
+
+OFFERS = "dig_plugins.models"
+"""Entry points of other packages: a model's name -> the path of its checkpoint."""
 
 _HERE = Path(__file__).parent
 
@@ -33,10 +37,17 @@ def index() -> dict[str, dict]:
     return json.loads((_HERE / "index.json").read_text(encoding="utf-8"))
 
 
-def path(name: str) -> Path:
-    """The verified checkpoint file of a model that ships or is in the cache.
+def offered() -> dict[str, str]:
+    """Name -> package, of models that other installed packages bring; names of the registry and the cache come first."""
+    known = {*index(), *cached()}
+    return {name: found.dist.name if found.dist else found.value for name, found in offers(OFFERS).items() if name not in known}
 
-    Raises CheckpointError for an unknown name, a file that is missing or is not the one that was released or pulled.
+
+def path(name: str) -> Path:
+    """The verified checkpoint file of a model that ships or is in the cache, or the file of one that another package brings.
+
+    Raises CheckpointError for an unknown name, a file that is missing or is not the one that was released or pulled; UnsupportedError for
+    a package that cannot be imported.
     """
     entries = index()
     if name in entries and (_HERE / entries[name]["file"]).is_file():
@@ -51,10 +62,13 @@ def path(name: str) -> Path:
         raise CheckpointError(f"the model {name!r} is not on this machine: dig-plugins models pull {name}.")
     if name in entries:
         raise CheckpointError(f"the checkpoint of {name!r} is missing or differs from the one released: install dig-plugins again.")
-    pulled = f"; pulled: {', '.join(cached())}" if cached() else ""
-    raise CheckpointError(
-        f"no model is called {name!r}; shipped models: {', '.join(sorted(entries))}{pulled}. A file path loads any other."
-    )
+    if name in (others := offered()):
+        file = Path(offer(OFFERS, name))
+        if not file.is_file():
+            raise CheckpointError(f"{others[name]} offers the model {name!r}, but there is no file {file}: install it again.")
+        return file
+    more = "".join(f"; {how}: {', '.join(names)}" for how, names in (("pulled", cached()), ("of other packages", others)) if names)
+    raise CheckpointError(f"no model is called {name!r}; shipped models: {', '.join(sorted(entries))}{more}. A file path loads any other.")
 
 
 def find(name_or_path: str | Path) -> Path:

@@ -24,7 +24,7 @@ from dig_core.random import as_seed
 from .. import models
 from .convert import check_supported, check_topology
 from .energy import OpenMMEnergy
-from .files import writable, write_frames
+from .files import TRAJECTORIES, writable, write_frames
 from .systems import model_system
 
 __all__ = ["Ensemble", "Source", "Weighed", "check_counts", "sample", "writable"]
@@ -81,7 +81,8 @@ class Ensemble(Weighed):
         return self.positions[self.picks(n)]
 
     def save(self, path: str | Path) -> None:
-        """``.xtc`` (with a .pdb topology and a .npz of weights beside it), ``.pdb`` (resampled models), or ``.npz`` alone."""
+        """A trajectory (``.xtc``, ``.dcd`` with a .pdb topology, or ``.h5``) with a .npz of weights beside it, ``.pdb`` (resampled models),
+        or ``.npz`` alone."""
         path = writable(path)
         if path.suffix == ".pdb":
             write_frames(path, self.topology, self.resample())
@@ -89,7 +90,7 @@ class Ensemble(Weighed):
         buffer = io.BytesIO()
         np.savez(buffer, log_weights=self.log_weights, energies=self.energies, positions=self.positions.astype(np.float32), seed=self.seed)
         write_atomically(path.with_suffix(".npz"), buffer.getvalue())
-        if path.suffix == ".xtc":
+        if path.suffix in TRAJECTORIES:
             write_frames(path, self.topology, self.positions)
 
 

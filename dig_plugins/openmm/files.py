@@ -1,9 +1,9 @@
-"""Structures of a molecule in files: PDB, XTC and what Ensemble.save writes, positions in nm, atoms in the topology's order."""
+"""Structures of a molecule in files: PDB, XTC, DCD, HDF5 and what Ensemble.save writes, positions in nm, atoms in the topology's order."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from openmm import app, unit
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.files import finished, read_arrays
 
-__all__ = ["XTC", "read_frames", "read_pdb", "writable", "write_arrays", "write_frames", "write_models"]
+__all__ = ["TRAJECTORIES", "Trajectory", "read_frames", "read_pdb", "writable", "write_arrays", "write_frames", "write_models"]
+
+TRAJECTORIES = (".xtc", ".dcd", ".h5")
+"""XTC (1e-4 nm), DCD, and HDF5 as MDTraj has it, which holds the topology; both of single precision."""
 
 
 def read_pdb(path: str | Path) -> app.PDBFile:
@@ -53,11 +56,11 @@ def read_frames(path: str | Path, topology: app.Topology) -> np.ndarray:
 
 
 def write_frames(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
-    """(F, N, 3) nm as the models of a ``.pdb``, or as ``.xtc`` (1e-4 nm) with the first structure as a ``.pdb`` beside it."""
+    """(F, N, 3) nm as the models of a ``.pdb``, or as one of :data:`TRAJECTORIES`."""
     if path.suffix == ".pdb":
         write_models(path, topology, frames, len(frames))
         return
-    with XTC(path, topology) as trajectory:
+    with Trajectory(path, topology) as trajectory:
         trajectory.write(frames)
 
 
@@ -84,12 +87,13 @@ def write_arrays(path: Path, positions: Iterable[np.ndarray] = (), shape: tuple[
                 stream.write(part.astype("<f4").tobytes())
 
 
-class XTC:
-    """An XTC file to write frames to, and the first of them as a ``.pdb`` beside it; both are there at the end, or neither is.
+class Trajectory:
+    """One of :data:`TRAJECTORIES` to write frames to, and the first of them as a ``.pdb`` beside those that hold no topology; all of it is
+    there at the end, or none.
 
     Used as a context::
 
-        with XTC(path, topology) as trajectory:
+        with Trajectory(path, topology) as trajectory:
             trajectory.write(frames)        # (F, N, 3) nm, as often as there are some
     """
 
@@ -97,31 +101,70 @@ class XTC:
         self._path, self._topology, self._first = path, topology, None
         self._stack = ExitStack()
 
-    def __enter__(self) -> XTC:
+    def __enter__(self) -> Trajectory:
         temporary = self._stack.enter_context(finished(self._path))
-        self._file = app.XTCFile(str(temporary), self._topology, 1.0 * unit.femtosecond, interval=1)
+        self._append = _WRITERS[self._path.suffix](temporary, self._topology, self._stack)
         return self
 
     def write(self, frames: np.ndarray) -> None:
         """Append (F, N, 3) nm. Raises StateError for positions that are not finite."""
         if not np.isfinite(frames).all():
             raise StateError(f"expected finite positions to write to {self._path.name}, got NaN or infinity: leave such structures out.")
-        for frame in frames:
-            self._file.writeModel(frame)
-        if self._first is None and len(frames):
-            self._first = frames[:1]
+        if len(frames):
+            self._append(frames)
+            self._first = frames[:1] if self._first is None else self._first
 
     def __exit__(self, *error) -> None:
-        if error[0] is None and self._first is not None:
+        if error[0] is None and self._first is not None and self._path.suffix != ".h5":
             write_models(self._path.with_suffix(".pdb"), self._topology, self._first, 1)
         self._stack.__exit__(*error)
 
 
+def _xtc(path: Path, topology: app.Topology, stack: ExitStack) -> Callable[[np.ndarray], None]:
+    return _one_by_one(app.XTCFile(str(path), topology, 1.0 * unit.femtosecond, interval=1).writeModel)
+
+
+def _dcd(path: Path, topology: app.Topology, stack: ExitStack) -> Callable[[np.ndarray], None]:
+    return _one_by_one(app.DCDFile(stack.enter_context(open(path, "w+b")), topology, 1.0 * unit.femtosecond).writeModel)
+
+
+def _hdf5(path: Path, topology: app.Topology, stack: ExitStack) -> Callable[[np.ndarray], None]:
+    mdtraj = hdf5()
+    file = stack.enter_context(mdtraj.formats.HDF5TrajectoryFile(str(path), "w"))
+    file.topology = mdtraj.Topology.from_openmm(topology)
+    return lambda frames: file.write(frames.astype(np.float32))
+
+
+def _one_by_one(write: Callable[[np.ndarray], None]) -> Callable[[np.ndarray], None]:
+    def append(frames: np.ndarray) -> None:
+        for frame in frames:
+            write(frame)
+
+    return append
+
+
+_WRITERS = {".xtc": _xtc, ".dcd": _dcd, ".h5": _hdf5}
+
+
+def hdf5():
+    """MDTraj, where it can write HDF5. Raises ImportError that says what to install."""
+    try:
+        import mdtraj
+        import tables  # noqa: F401
+    except ImportError as error:
+        raise ImportError("HDF5 needs MDTraj and PyTables: pip install 'dig-plugins[hdf5]', or write .xtc or .dcd.") from error
+    return mdtraj
+
+
 def writable(path: str | Path) -> Path:
-    """``path`` if structures can be written there: ask before drawing. Raises IncompatibleError."""
+    """``path`` if structures can be written there: ask before drawing. Raises IncompatibleError, and ImportError where HDF5 lacks its
+    packages."""
     path = Path(path)
-    if path.suffix not in (".xtc", ".pdb", ".npz"):
-        raise IncompatibleError(f"expected a file name ending in .xtc, .pdb or .npz, got {path.name!r}.")
+    known = (*TRAJECTORIES, ".pdb", ".npz")
+    if path.suffix not in known:
+        raise IncompatibleError(f"expected a file name ending in {', '.join(known)}, got {path.name!r}.")
+    if path.suffix == ".h5":
+        hdf5()
     if not path.parent.is_dir():
         raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
     return path

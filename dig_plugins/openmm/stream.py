@@ -26,7 +26,7 @@ from dig_core.random import as_seed
 
 from ..claim import claimed, kept_seed, part_of, settings
 from .ensemble import Source, Weighed, check_counts
-from .files import XTC, writable, write_arrays, write_models
+from .files import TRAJECTORIES, Trajectory, writable, write_arrays, write_models
 
 __all__ = ["Written", "write_samples"]
 
@@ -55,9 +55,9 @@ def write_samples(
 ) -> Written:
     """The structures of :func:`~.ensemble.sample` to a file as they come, so that memory holds a batch of them.
 
-    ``path``: as of :meth:`.Ensemble.save`; beside an ``.xtc`` the first structure (``.pdb``) and ``log_weights``, ``energies``, ``seed``
-    (``.npz``). All files are there at the end, or none. Until then what is drawn is kept in the directory ``path`` + ".part": after a kill
-    the same call goes on with it, with its seed if none is given, and ends as if it had never stopped.
+    ``path``: as of :meth:`.Ensemble.save`; beside a trajectory the first structure (``.pdb``; HDF5 needs none) and ``log_weights``,
+    ``energies``, ``seed`` (``.npz``). All files are there at the end, or none. Until then what is drawn is kept in the directory ``path``
+    + ".part": after a kill the same call goes on with it, with its seed if none is given, and ends as if it had never stopped.
 
     Raises
     ------
@@ -103,7 +103,7 @@ class _Run:
     def keep(self, made: Iterator[Candidates], number: int) -> None:
         """Write batches as they come, from that ``number`` on."""
         for found in made:
-            if self._path.suffix == ".xtc" and not np.isfinite(found.positions).all():
+            if self._path.suffix in TRAJECTORIES and not np.isfinite(found.positions).all():
                 raise StateError(f"expected finite positions for {self._path.name}, got NaN or infinity: write an .npz, which holds them.")
             buffer = io.BytesIO()
             positions = (found.positions / 10).astype(np.float32)
@@ -125,11 +125,11 @@ class _Run:
             picks = written.picks()
             write_models(place, self._topology, _picked(positions, picks), len(picks))
         else:
-            with XTC(place, self._topology) as trajectory:
+            with Trajectory(place, self._topology) as trajectory:
                 for part in positions:
                     trajectory.write(part)
             write_arrays(place.with_suffix(".npz"), **weights)
-            made = [place.with_suffix(".pdb"), place.with_suffix(".npz"), place]
+            made = [file for file in (place.with_suffix(".pdb"), place.with_suffix(".npz")) if file.exists()] + [place]
         for file in made:
             os.replace(file, self._path.with_suffix(file.suffix))
         return written

@@ -163,11 +163,11 @@ def _segments(directory: Path) -> Iterator[dict[str, np.ndarray]]:
 
 def _finish(chain, directory: Path, model: str | Path, about: dict, given: Given | None, pages: bool) -> Run:
     """Everything that people look at, from the segments."""
-    from ..openmm.files import XTC
+    from ..openmm.files import Trajectory
 
     parts, frames, count = [], [], 0
     every = max(1, -(-chain.statistics.proposed // MOST))
-    with XTC(directory / "trajectory.xtc", chain.simulation.topology) as trajectory:
+    with Trajectory(directory / "trajectory.xtc", chain.simulation.topology) as trajectory:
         for segment in _segments(directory):
             positions = segment.pop("positions")
             trajectory.write(positions)

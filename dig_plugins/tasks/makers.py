@@ -104,8 +104,7 @@ def crystal(dig: DiG, model: str, given: Given) -> Subject:
 
     energy = None
     if given.calculator is not None:
-        from ..ase import CrystalEnergy
-        from ..ase.adsorption import calculator_named
+        from ..ase import CrystalEnergy, calculator_named
 
         energy = CrystalEnergy(calculator_named(given.calculator), numbers, temperature_of(dig, given), pressure=given.pressure)
     return Subject(dig, "crystal", read, energy, given.calculator or "", given.temperature, None, given.of, ("pymatgen",))
@@ -113,8 +112,8 @@ def crystal(dig: DiG, model: str, given: Given) -> Subject:
 
 def adsorbate(dig: DiG, model: str, given: Given) -> Subject:
     """On a slab; with an energy, if a calculator is given."""
-    from ..ase import ASEEnergy, check_atoms, to_geometry
-    from ..ase.adsorption import calculator_named, on_slab, read_images
+    from ..ase import ASEEnergy, calculator_named, check_atoms, to_geometry
+    from ..ase.adsorption import on_slab, read_images
 
     if given.of is None or given.adsorbate is None:
         raise IncompatibleError(f"the model {model} is one of adsorbates: give the file of a slab, and an adsorbate.")

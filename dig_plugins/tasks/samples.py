@@ -36,8 +36,9 @@ def sample(
     Parameters
     ----------
     model: a name or a checkpoint.
-    out: of molecules ``.xtc`` (with a .pdb and a .npz of weights beside it), ``.pdb`` or ``.npz``; of proteins ``.xtc``, ``.dcd`` or
-        ``.pdb``; of conformers ``.sdf``; of crystals ``.extxyz`` or ``.cif``. The first of them, called "samples", if None.
+    out: of molecules ``.xtc``, ``.dcd`` (with a .pdb beside it) or ``.h5``, weights in a .npz beside, ``.pdb`` or ``.npz``; of proteins
+        ``.xtc``, ``.dcd``, ``.h5`` or ``.pdb``; of conformers ``.sdf``; of crystals ``.extxyz`` or ``.cif``. The first of them, called
+        "samples", if None.
     given: the system, where the model does not bring it. steps: of the sampler, the model's own if None.
     seed: that of the run that was cut off, or drawn and recorded, if None; structure i depends on (seed, i) alone.
     progress: a bar; None shows it on terminals only. report: a page (``.html``) and a picture (``.png``) beside the record.
@@ -126,8 +127,8 @@ def _crystal(dig: DiG, model: str, given: Given, n: int, out: Path, options: dic
 
 
 _DRAWN: dict[str, tuple[tuple[str, ...], Callable]] = {
-    "molecule": ((".xtc", ".pdb", ".npz"), _molecule),
-    "protein": ((".xtc", ".dcd", ".pdb"), _protein),
+    "molecule": ((".xtc", ".dcd", ".h5", ".pdb", ".npz"), _molecule),
+    "protein": ((".xtc", ".dcd", ".h5", ".pdb"), _protein),
     "conformers": ((".sdf",), _conformers),
     "crystal": ((".extxyz", ".cif"), _crystal),
 }

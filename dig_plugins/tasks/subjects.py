@@ -25,7 +25,7 @@ class Given(NamedTuple):
     ``of``: a PDB structure for a molecule in OpenMM, with ``force_field`` files; SMILES or an SDF file for conformers; a structure (PDB,
     mmCIF) for any protein; a composition such as "C8" for crystals; the file of a slab for an ``adsorbate``. ``temperature`` K, if the
     model has none. ``calculator``: the energy of crystals and adsorbates, by name, see
-    :func:`dig_plugins.ase.adsorption.calculator_named`; ``pressure`` GPa.
+    :func:`dig_plugins.ase.calculator_named`; ``pressure`` GPa.
     """
 
     of: str | None = None

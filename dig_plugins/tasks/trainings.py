@@ -82,9 +82,10 @@ def train_adsorption(
     """:func:`dig_plugins.ase.adsorption.fit_adsorption` on the last structure of the file ``slab``.
 
     ``adsorbate``: an element, a g2 name or a structure file. ``calculator``: by name, see
-    :func:`~dig_plugins.ase.adsorption.calculator_named`; ``frames``: a file of structures from the ensemble. One of the two at least.
+    :func:`~dig_plugins.ase.calculator_named`; ``frames``: a file of structures from the ensemble. One of the two at least.
     """
-    from ..ase.adsorption import calculator_named, fit_adsorption, read_images
+    from ..ase import calculator_named
+    from ..ase.adsorption import fit_adsorption, read_images
 
     seed = _seed(out, seed)
     guest = read_images(adsorbate)[0] if Path(adsorbate).suffix else adsorbate
@@ -104,8 +105,7 @@ def train_crystal(
     report: bool = True,
 ) -> Run:  # fmt: skip
     """:func:`dig_plugins.ase.fit_crystal` with a calculator by name; ``pressure`` GPa."""
-    from ..ase import fit_crystal
-    from ..ase.adsorption import calculator_named
+    from ..ase import calculator_named, fit_crystal
 
     seed = _seed(out, seed)
     options = {"pressure": pressure, "evaluations": evaluations, "steps": steps, "out": out, "seed": seed, "progress": progress}

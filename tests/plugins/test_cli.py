@@ -165,7 +165,7 @@ BAD = {
     "a file": ["demo", "--out", "full/file"],
     "no samples": ["sample", NAME, "-n", "0", "--out", "a.npz"],
     "unknown model to sample": ["sample", "methane", "--out", "a.npz"],
-    "format": ["sample", NAME, "--out", "a.dcd"],
+    "format": ["sample", NAME, "--out", "a.trr"],
     "directory": ["sample", NAME, "--out", "absent/a.npz"],
     "seed of samples": ["sample", NAME, "--seed", "-7", "--out", "a.npz"],
     "unknown card": ["models", "show", "methane"],

@@ -144,9 +144,9 @@ def test_saving_again_replaces(drawn, tmp_path):
     assert mdtraj.load(tmp_path / "out.xtc", top=tmp_path / "out.pdb").n_frames == 5
 
 
-@pytest.mark.parametrize("name", ["out.dcd", "out", "out.XTC2"])
+@pytest.mark.parametrize("name", ["out.trr", "out", "out.XTC2"])
 def test_unknown_format(drawn, tmp_path, name):
-    with pytest.raises(IncompatibleError, match=r"\.xtc, \.pdb or \.npz"):
+    with pytest.raises(IncompatibleError, match=r"\.xtc, \.dcd, \.h5, \.pdb, \.npz"):
         drawn.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -102,18 +102,21 @@ def spoken(backbones):
 # Round trips
 
 
-@pytest.mark.parametrize(("ending", "precision"), [(".pdb", 6e-4), (".xtc", 6e-3), (".dcd", 1e-5)])
+@pytest.mark.parametrize(("ending", "precision"), [(".pdb", 6e-4), (".xtc", 6e-3), (".dcd", 1e-5), (".h5", 1e-5)])
 def test_frames_come_back(tmp_path, ending, precision):
     """To the precision of the format, with the sequence, numbers and chains, and glycine without CB."""
+    if ending == ".h5":
+        pytest.importorskip("tables")
     descriptor = protein("AGSPHKAAGK", numbers=[-3, -2, -1, 0, 1, 5, 6, 1, 2, 3], chains=[0] * 7 + [1] * 3)
     geometry = Geometry(torch.cat([chain(descriptor, 3, seed).positions + 5.0 * seed for seed in (1, 2)]))
     path = tmp_path / f"x{ending}"
     write_backbones(path, geometry, descriptor)
-    back = read_backbones(path, None if ending == ".pdb" else tmp_path / "x.pdb")
+    alone = ending in (".pdb", ".h5")
+    back = read_backbones(path, None if alone else tmp_path / "x.pdb")
     torch.testing.assert_close(back.geometry.positions, geometry.positions, atol=precision, rtol=0)
     assert torch.equal(back.descriptor.node, descriptor.node) and torch.equal(back.descriptor.bonds, descriptor.bonds)
     assert back.labels[0] == "A:-3" and back.labels[-1] == "B:3"
-    assert {file.name for file in tmp_path.iterdir()} == {"x.pdb", f"x{ending}"}
+    assert {file.name for file in tmp_path.iterdir()} == {path.name if alone else "x.pdb", path.name}
 
 
 @pytest.mark.parametrize("ending", [".pdb", ".cif", ".gro", ".xtc"])
@@ -495,7 +498,7 @@ def test_a_structure_in_the_way_stays(tmp_path, write):
 @pytest.mark.parametrize(
     ("name", "change", "error", "words"),
     [
-        ("x.docx", {}, UnsupportedError, r"\.pdb, \.xtc or \.dcd"),
+        ("x.docx", {}, UnsupportedError, r"\.xtc, \.dcd, \.h5, \.pdb"),
         ("x.pdb", {"scale": float("nan")}, StateError, "not finite"),
         ("x.pdb", {"scale": 1e5}, UnsupportedError, "coordinates"),
         ("x.pdb", {"numbers": [1, 2, 10000]}, UnsupportedError, "10000"),

@@ -186,8 +186,10 @@ def test_too_few_whole_ones_are_an_error_with_the_counts():
             sample_backbones(**({"dig": DIG, "n": 5, "seed": 0} | bad))
 
 
-@pytest.mark.parametrize("name, precision", [("run", 0.006), ("few.xtc", 0.006), ("few.dcd", 1e-5), ("few.pdb", 0.0006)])
+@pytest.mark.parametrize("name, precision", [("run", 0.006), ("few.xtc", 0.006), ("few.dcd", 1e-5), ("few.h5", 1e-5), ("few.pdb", 0.0006)])
 def test_ensembles_come_back_from_files(tmp_path, name, precision):
+    if name.endswith("h5"):
+        pytest.importorskip("tables")
     numbers = [3, 4, 5, 6, 9, 10, 1, 2]
     dig = DiG(DIG.model, DIG.coordinates, protein(SEQUENCE, numbers=numbers, chains=[0] * 6 + [1] * 2))
     wanted = Property(Gyration(), Range(0.0, 4.0, 0.1), "radius")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from dig_core.errors import CheckpointError, IncompatibleError, StateError
 from dig_plugins import tasks
 from dig_plugins.openmm import ensemble as ensembles
 from dig_plugins.openmm import model_system, sample, stream, write_samples
-from dig_plugins.openmm.files import XTC, read_frames
+from dig_plugins.openmm.files import Trajectory, read_frames
 from tests.core.mutations import json_mutated, survives
 from tests.core.test_reliability import killed
 from tests.plugins.test_reliability import COUNTS
@@ -38,6 +39,38 @@ def test_written_and_drawn_are_the_same(tmp_path):
     (tmp_path / "été 1.xtc").rename(tmp_path / "a.xtc")  # MDTraj itself knows no such names
     found = mdtraj.load(str(tmp_path / "a.xtc"), top=str(tmp_path / "été 1.pdb"))
     assert np.allclose(found.xyz, drawn.positions, atol=6e-4)
+
+
+@pytest.mark.parametrize(("ending", "precision"), [(".xtc", 6e-4), (".dcd", 2e-6), (".h5", 2e-6)])
+def test_trajectories_of_any_format_hold_what_is_drawn(ending, precision, tmp_path, monkeypatch):
+    """As they come, after a run that was cut off, and at once; HDF5 brings its topology."""
+    mdtraj = pytest.importorskip("mdtraj")
+    if ending == ".h5":
+        pytest.importorskip("tables")
+    path, drawn = tmp_path / f"a{ending}", sample(NAME, 40, **GIVEN)
+    finish = stream._Run.finish
+    monkeypatch.setattr(stream._Run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(NAME, 40, path, **GIVEN)
+    monkeypatch.setattr(stream._Run, "finish", finish)
+    write_samples(NAME, 40, path, **GIVEN)
+    drawn.save(tmp_path / f"b{ending}")
+    alone = ending == ".h5"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        name for one in "ab" for name in (f"{one}{ending}", f"{one}.npz", f"{one}.pdb") if not (alone and name.endswith("pdb"))
+    }
+    for one in "ab":
+        found = mdtraj.load(str(tmp_path / f"{one}{ending}"), **({} if alone else {"top": str(tmp_path / f"{one}.pdb")}))
+        np.testing.assert_allclose(found.xyz, drawn.positions, atol=precision)
+        names = [atom.name for atom in found.topology.atoms]
+        assert names == [atom.name for atom in drawn.topology.atoms()] and found.topology.n_bonds == drawn.topology.getNumBonds()
+
+
+def test_hdf5_without_its_packages_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tables", None)
+    with pytest.raises(ImportError, match=r"dig-plugins\[hdf5\]"):
+        write_samples(NAME, 4, tmp_path / "a.h5", **GIVEN)
+    assert not list(tmp_path.iterdir())
 
 
 def files(place):
@@ -180,7 +213,7 @@ def test_damaged_runs(count, tmp_path, monkeypatch):
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_drawn(tmp_path):
-    for path, match in (("a.dcd", "ending in .xtc"), ("no/a.xtc", "no directory")):
+    for path, match in (("a.trr", "ending in .xtc"), ("no/a.xtc", "no directory")):
         with pytest.raises(IncompatibleError, match=match):
             write_samples(NAME, 4, tmp_path / path, **GIVEN)
     for n, batch in ((0, 16), (4, 0)):
@@ -191,6 +224,6 @@ def test_what_makes_no_sense_is_refused_before_anything_is_drawn(tmp_path):
 
 def test_positions_that_are_no_numbers_are_not_written(tmp_path):
     topology: app.Topology = model_system(NAME).topology
-    with pytest.raises(StateError, match="finite"), XTC(tmp_path / "a.xtc", topology) as trajectory:
+    with pytest.raises(StateError, match="finite"), Trajectory(tmp_path / "a.xtc", topology) as trajectory:
         trajectory.write(np.full((1, topology.getNumAtoms(), 3), np.nan))
     assert not list(tmp_path.iterdir())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import NamedTuple
 
 from ase import Atoms
 
-from dig_core.errors import IncompatibleError
 from dig_core.files import write_atomically
 from dig_core.random import as_seed
 
 from ...record import empty_directory, of_checkpoint, of_software, write_record
 from ...report import write_report
+from ..calculators import calculator_named
 from .data import read_images
 from .ensemble import AdsorptionEnsemble
 from .report import adsorption_report
@@ -65,58 +64,6 @@ def adsorb(
     write_record(directory, summary)
     page = write_report(directory, adsorption_report(ensemble, sites, summary), summary) if report else None
     return AdsorptionRun(ensemble, sites, summary, directory, page)
-
-
-def calculator_named(name: str):
-    """An ASE calculator: ``"chgnet"`` (r2SCAN) or ``"sevennet"`` (SevenNet-0), both with the weights that their wheels ship, ``"emt"``
-    (smoke tests only), or ``"module:Class"``.
-
-    ``Class`` is anything in that module (which Python must find: see PYTHONPATH) that makes a calculator when it is called
-    without arguments.
-
-    Raises
-    ------
-    IncompatibleError: another name, or a class that needs arguments. ImportError: what is to be installed.
-    """
-    if name in _NAMED:
-        make, package = _NAMED[name]
-        try:
-            return make()
-        except ModuleNotFoundError as error:
-            raise ImportError(f"the calculator {name} needs {error.name}: pip install {package}.") from error
-    module, colon, kind = name.partition(":")
-    if not (module and colon and kind):
-        raise IncompatibleError(f"expected a calculator as {', '.join(_NAMED)} or module:Class, got {name!r}.")
-    make = getattr(importlib.import_module(module), kind, None)
-    if not callable(make):
-        raise IncompatibleError(f"the module {module} has no class or function {kind}: expected one that makes a calculator.")
-    try:
-        return make()
-    except TypeError as error:
-        raise IncompatibleError(f"{name} cannot be called without arguments ({error}): name a function that makes it.") from error
-
-
-def _emt():
-    from ase.calculators.emt import EMT
-
-    return EMT()
-
-
-def _chgnet():
-    from chgnet.model import CHGNet
-    from chgnet.model.dynamics import CHGNetCalculator
-
-    return CHGNetCalculator(CHGNet.load(model_name="r2scan", use_device="cpu", verbose=False), use_device="cpu")
-
-
-def _sevennet():
-    from sevenn.calculator import SevenNetCalculator
-
-    return SevenNetCalculator("7net-0", device="cpu")
-
-
-_NAMED = {"emt": (_emt, "ase"), "chgnet": (_chgnet, "chgnet"), "sevennet": (_sevennet, "sevenn")}
-"""Name -> what makes the calculator, and the package that it comes with."""
 
 
 def _guest(adsorbate: str) -> Atoms | str:

@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import covalent_radii
 from ase.io import read, write
 
-from dig_plugins.ase.adsorption.run import calculator_named
+from dig_plugins.ase.calculators import calculator_named
 from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, MOLECULAR, SLABS, adsorbate, build, surface_vectors
 from dig_plugins.ase.recipes.surrogate import SlabProcess
 
