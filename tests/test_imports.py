@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 CORE_ORDER = """
-    errors plugins types random files progress tensors system coordinates diffusion nn score sampling energy gradients parallel montecarlo
-    training dig checkpoint testing
+    errors plugins devices types random files progress tensors system coordinates diffusion nn score sampling energy gradients parallel
+    montecarlo training dig checkpoint testing
 """.split()
 """A part imports only itself and parts that stand before it."""
 

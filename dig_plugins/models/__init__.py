@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dig_core.errors import CheckpointError, UnsupportedError
+from dig_core.errors import CheckpointError
 from dig_core.plugins import offer, offers
 from dig_core.progress import Show
 
@@ -16,10 +15,7 @@ from .cache import cache_directory, cached, digest, fetch, intact, name_in
 if TYPE_CHECKING:
     from dig_core.dig import DiG
 
-__all__ = ["DEVICE", "OFFERS", "cache_directory", "cached", "find", "index", "load", "offered", "path", "pull", "sha256"]
-
-DEVICE = "DIG_PLUGINS_DEVICE"
-"""Environment variable: where models are put that are loaded by name or path, by commands as well."""
+__all__ = ["OFFERS", "cache_directory", "cached", "find", "index", "load", "offered", "path", "pull", "sha256"]
 
 OFFERS = "dig_plugins.models"
 """Entry points of other packages: a model's name -> the path of its checkpoint."""
@@ -83,25 +79,14 @@ def load(name_or_path: str | Path, device: str | None = None) -> DiG:
     ``device``: "cpu", "cuda", "cuda:1", ..., or "auto", a GPU where there is one; if None what ``DIG_PLUGINS_DEVICE`` says, or the
     processor. Raises UnsupportedError for a device that is not there.
     """
+    from dig_core.devices import device_of
     from dig_core.dig import DiG
 
-    place = _device(device or os.environ.get(DEVICE) or "cpu")
+    place = device_of(device)
     dig = DiG.load(find(name_or_path))
     if place != "cpu":
         dig.model.to(place)  # type: ignore[attr-defined]
     return dig
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    there = ["cpu"]
-    if asked != "cpu" and torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    found = there[min(1, len(there) - 1)] if asked == "auto" else asked
-    if found not in there:
-        raise UnsupportedError(f"there is no device {asked!r} here: expected auto or one of {', '.join(there)}, by device= or {DEVICE}.")
-    return found
 
 
 def sha256(name_or_path: str | Path) -> str:

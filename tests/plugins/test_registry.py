@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dig_core.devices import DEVICE
 from dig_core.errors import CheckpointError, UnsupportedError
 from dig_plugins import models
 from dig_plugins.models import cache
@@ -248,7 +249,7 @@ def test_models_are_put_on_the_device_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: placed.append(device) or self)
 
     def put(device: str | None = None, environment: str = "", gpus: int = 0) -> list[str]:
-        monkeypatch.setenv(models.DEVICE, environment)
+        monkeypatch.setenv(DEVICE, environment)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         placed.clear()
