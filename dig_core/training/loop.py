@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,16 +23,22 @@ from ..files import understood, write_atomically
 from ..progress import Show, bar
 from ..score import EnergyScore, NoiseScore
 from ..tensors import read_tensors, write_tensors
-from .losses import Denoising, Objective
+from .losses import Objective
 from .team import team_of
 
-__all__ = ["LoopConfig", "LoopResult", "Trainable", "optimise"]
+__all__ = ["Judge", "LoopConfig", "LoopResult", "Trainable", "optimise"]
 
 
 _COLUMNS = ("step", "training", "validation", "spread")
 
 
 Trainable = NoiseScore | EnergyScore
+
+
+class Judge(Protocol):
+    """What says how good a model is: losses by name, ``noise`` and ``spread``."""
+
+    def evaluate(self, model: Trainable, seed: int) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def optimise(
     objective: Objective,
     config: LoopConfig = LoopConfig(),
     *,
-    validation: Denoising | None = None,
+    validation: Judge | None = None,
     directory: str | Path | None = None,
     picture: Callable[[Trainable, int], None] | None = None,
     progress: Show = None,
@@ -76,7 +83,8 @@ def optimise(
 ) -> LoopResult:
     """Train ``model`` (in place) until ``objective`` is small; its final weights are the moving average.
 
-    ``validation``: the denoising loss on held-out frames, of the averaged model; ``label`` names the progress bar.
+    ``validation``: :class:`.losses.Denoising` or :class:`.systems.Systems` of held-out frames: their loss, of the averaged
+    model; ``label`` names the progress bar.
 
     With ``directory``, progress is written to ``log.csv`` and ``resume.safetensors`` there, and a run that was cut off
     goes on from the latter. Ctrl-C finishes the step, writes, and returns with ``finished=False``. ``picture(model, step)``
@@ -154,7 +162,7 @@ class _Trainer:
         return self.running
 
     @torch.no_grad()
-    def validate(self, validation: Denoising | None) -> dict:
+    def validate(self, validation: Judge | None) -> dict:
         """A row of the log, with the losses of the averaged model on held-out frames."""
         row = dict(zip(_COLUMNS, (self.step, self.running, math.nan, math.nan), strict=True))
         if validation is not None:

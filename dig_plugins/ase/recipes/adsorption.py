@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from dig_plugins.ase.adsorption.describe import at_temperature
 from dig_plugins.ase.adsorption.training import fresh
 from dig_plugins.ase.recipes.labels import Labels
 from dig_plugins.ase.recipes.samples import TEMPERATURES, described, labelled_frames
-from dig_plugins.ase.recipes.slabs import ADSORBATES, SLABS, adsorbate, surface_vectors
+from dig_plugins.ase.recipes.slabs import SLABS, VALIDATION, SlabRecipe, adsorbate, guests, surface_vectors
 from dig_plugins.ase.recipes.table import METALS, mixed_systems, table_systems
 from dig_plugins.models import load
 
@@ -49,12 +49,12 @@ __all__ = ["METALS", "committee", "general_systems", "train"]
 _PLANS = {"general": {"steps": 15_000, "batch": 384, "together": 6}, "fcc111": {"steps": 4000, "batch": 384, "together": 2}}
 
 
-def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None = None, n: int = 600) -> list[tuple[Descriptor, Frames]]:
-    """Frames of every labelled adsorbate on every slab at five temperatures, kept in ``cache``; ``facets`` keeps those slabs only."""
-    coordinates, found = Adsorbate(), []
+def general_systems(labels: Path, slabs: Mapping[str, SlabRecipe] = SLABS, *, n: int = 600) -> list[tuple[Descriptor, Frames]]:
+    """Frames of every labelled adsorbate on every one of ``slabs`` at five temperatures, kept beside the labels."""
+    coordinates, cache, found = Adsorbate(), labels / "frames", []
     cache.mkdir(parents=True, exist_ok=True)
-    for name, recipe in SLABS.items():
-        for guest in ADSORBATES if facets is None or recipe.facet in facets else ():
+    for name, recipe in slabs.items():
+        for guest in guests(name):
             source = labels / f"{name}-{guest}.npz"
             if not source.exists():
                 continue
@@ -76,18 +76,20 @@ def general_systems(labels: Path, cache: Path, *, facets: tuple[str, ...] | None
 
 def train(
     systems: list[tuple[Descriptor, Frames]], out: Path, steps: int, *, mixed: list[tuple[Descriptor, Frames]] | None = None,
-    width: int = 64, batch: int = 192, together: int = 4, company: int = 16, rate: float = 2e-3, seed: int = 1, start: str | None = None,
+    validation: list[tuple[Descriptor, Frames]] | None = None, width: int = 64, batch: int = 192, together: int = 4, company: int = 16,
+    rate: float = 2e-3, seed: int = 1, start: str | None = None,
 ) -> DiG:  # fmt: skip
-    """A network of ``systems``, trained for ``steps``; checkpoints in ``out``. With ``mixed`` ones, which take half of every batch, it
-    reads of metals their d band alone. ``batch`` frames a step, of ``together`` slabs. ``start``: a model to
-    go on from, its name or its file."""
+    """A network of ``systems``, trained for ``steps``; checkpoints in ``out``, and the loss on systems of ``validation`` in its log. With
+    ``mixed`` ones, which take half of every batch, it reads of metals their d band alone. ``batch`` frames a step, of ``together`` slabs.
+    ``start``: a model to go on from, its name or its file."""
     like = at_temperature(systems[0][0], 300.0)
     dig = fresh(like, width=width, seed=seed, d_band=mixed is not None) if start is None else load(start)
     config = LoopConfig(steps=steps, batch=batch, rate=rate, warmup=200, average=0.998, every=500, seed=seed)
     objective: Objective = Systems(systems, together=together, company=company)
     if mixed is not None:
         objective = _half(*(Systems(part, together=together // 2, company=company) for part in (systems, mixed)))
-    result = optimise(dig.model.requires_grad_(True), objective, config, directory=out)
+    judge = None if validation is None else Systems(validation)
+    result = optimise(dig.model.requires_grad_(True), objective, config, validation=judge, directory=out)
     if not result.finished:
         raise SystemExit(f"stopped after {result.steps} of {steps} steps: run the same command again to go on.")
     return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
@@ -158,12 +160,17 @@ def main() -> None:
     if given.model == "general":
         if given.labels is None:
             parser.error("general needs --labels, the directory that dig_plugins.ase.recipes.labels wrote.")
-        mixed, systems = None, general_systems(given.labels, given.labels / "frames", facets=tuple(given.facets) if given.facets else None)
+        slabs = {name: recipe for name, recipe in SLABS.items() if given.facets is None or recipe.facet in given.facets}
+        mixed, systems = None, general_systems(given.labels, slabs)
+        # One temperature says enough.
+        validation = general_systems(given.labels, VALIDATION)[2 :: len(TEMPERATURES)]
     else:
+        validation = None
         systems, mixed = table_systems(given.without, seed=given.seed), mixed_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
     width = 64 if given.model == "general" else 48
-    dig = train(systems, given.out, **plan, mixed=mixed, width=width, rate=given.rate, seed=given.seed, start=given.start)
+    judged = {"mixed": mixed, "validation": validation}
+    dig = train(systems, given.out, **plan, **judged, width=width, rate=given.rate, seed=given.seed, start=given.start)
     # Of a fresh model that is empty.
     before = dig.card.history
     dig = dataclasses.replace(dig, card=_card(given.model, plan["steps"], len(systems), given.facets, given.without, before))

@@ -18,7 +18,16 @@ from ase.data import covalent_radii
 from ase.io import read, write
 
 from dig_plugins.ase.calculators import calculator_named
-from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, MOLECULAR, SLABS, adsorbate, build, surface_vectors
+from dig_plugins.ase.recipes.slabs import (
+    HELD_OUT,
+    MOLECULAR,
+    SLABS,
+    VALIDATION,
+    adsorbate,
+    build,
+    guests,
+    surface_vectors,
+)
 from dig_plugins.ase.recipes.surrogate import SlabProcess
 
 log = logging.getLogger(__name__)
@@ -151,7 +160,7 @@ def main() -> None:
     torch.set_num_threads(1)
     calculator = calculator_named("chgnet")
     given.out.mkdir(parents=True, exist_ok=True)
-    for name, recipe in {**SLABS, **HELD_OUT}.items():
+    for name, recipe in {**SLABS, **VALIDATION, **HELD_OUT}.items():
         if given.only and name not in given.only:
             continue
         place = given.out / f"{name}.extxyz"
@@ -163,9 +172,9 @@ def main() -> None:
         slab = read(place)
         vectors = surface_vectors(recipe, slab)
         area = float(np.linalg.norm(np.cross(*vectors)))
-        for guest in ADSORBATES:
+        for guest in guests(name):
             to = given.out / f"{name}-{guest}.npz"
-            if to.exists() or (len(guest) > 1 and name not in MOLECULAR):
+            if to.exists():
                 continue
             count = int((24 + 6 * area) * (1.0 if len(guest) == 1 else MOLECULAR[name]))
             found = label(slab, adsorbate(guest), vectors, calculator, count, np.random.default_rng([given.seed, len(name), ord(guest[0])]))

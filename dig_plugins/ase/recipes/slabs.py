@@ -1,22 +1,27 @@
-"""The slabs and adsorbates that the shipped adsorption models learn from, and those held out for the benchmarks."""
+"""Slabs and adsorbates that the shipped adsorption models learn from, that say how well, and what benchmarks hold out."""
 
 from __future__ import annotations
 
+import re
+import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.build import bcc100, bcc110, bulk, fcc100, fcc110, fcc111, fcc211, hcp0001
+from ase.build import bcc100, bcc110, bulk, fcc100, fcc110, fcc111, fcc211, hcp0001, surface
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
+from ase.geometry import minkowski_reduce
 from ase.optimize import BFGS
 from scipy.optimize import minimize_scalar
 
-__all__ = ["ADSORBATES", "HELD_OUT", "MOLECULAR", "SLABS", "SlabRecipe", "adsorbate", "build", "surface_vectors"]
+__all__ = ["ADSORBATES", "HELD_OUT", "MOLECULAR", "SLABS", "VALIDATION", "SlabRecipe", "adsorbate", "build", "guests", "surface_vectors"]
 
 
 class SlabRecipe(NamedTuple):
-    """Element or L1_2/B2 compound, facet, size in surface cells and layers, and how often the surface repeats in it."""
+    """Element, L1_2 compound or solid solution of several elements, facet, size in surface cells and layers, and how often the surface
+    repeats in it."""
 
     metal: str
     facet: str
@@ -29,12 +34,43 @@ _FACETS = {
     "fcc211": (fcc211, (3, 2, 3), (1, 2)), "hcp0001": (hcp0001, (2, 2, 3), (2, 2)), "bcc110": (bcc110, (2, 2, 3), (2, 2)),
     "bcc100": (bcc100, (2, 2, 4), (2, 2)),
 }  # fmt: skip
+# Of an element, and of a compound whose cell is four times as large: how often the smallest surface cell repeats.
+_CUTS = {
+    "fcc210": ((2, 2), (1, 2)), "fcc221": ((1, 2), (1, 1)), "fcc310": ((1, 2), (1, 2)), "fcc311": ((2, 2), (1, 1)),
+    "fcc331": ((1, 2), (1, 1)), "fcc100": ((2, 2), (2, 2)), "fcc110": ((2, 2), (1, 2)), "fcc211": ((1, 2), (1, 1)),
+}  # fmt: skip
+_THICKNESS = 5.5  # Angstrom, of slabs that are cut
 
 
 def _recipe(name: str) -> SlabRecipe:
     metal, facet = name.split("-")
+    if _is_cut(metal, facet):
+        repeats = _CUTS[facet]["3" in metal]
+        return SlabRecipe(metal, facet, (*repeats, 0), repeats)
     _, size, repeats = _FACETS[facet]
-    return SlabRecipe(metal, facet, size, (1, 1) if len(metal) > 2 else repeats)
+    return SlabRecipe(metal, facet, size, repeats if len(_elements(metal)) == 1 else (1, 1))
+
+
+def _elements(metal: str) -> list[str]:
+    return re.findall("[A-Z][a-z]?", metal)
+
+
+def _is_cut(metal: str, facet: str) -> bool:
+    """Whether ASE has no builder of its own for it."""
+    return facet not in _FACETS or ("3" in metal and facet != "fcc111")
+
+
+def _solutions(count: int) -> dict[str, tuple[str, ...]]:
+    """Slabs of three metals each, mixed at random, and two adsorbates of each: many surroundings for the price."""
+    rng, found = np.random.default_rng(1), {}
+    metals = 3 * ["Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Rh", "Ir"] + ["Co", "Fe", "Ru", "Os", "Al", "Zn", "Ti", "V", "W", "Mo"]
+    pairs = [("H", "O"), ("C", "N"), ("H", "N"), ("C", "O"), ("H", "C"), ("N", "O")]
+    while len(found) < count:
+        three = sorted({str(metal) for metal in rng.choice(metals, 3)})
+        if len(three) == 3:
+            name = f"{''.join(three)}-{('fcc111', 'fcc211', 'fcc100', 'fcc110')[len(found) % 4]}"
+            found.setdefault(name, pairs[int(rng.integers(6))])
+    return found
 
 
 _NAMES = [
@@ -45,8 +81,14 @@ _NAMES = [
     "Pt-fcc100", "Rh-fcc100", "Ir-fcc100", "Ag-fcc211", "Mo-bcc110", "Ta-bcc110", "Ti-hcp0001", "Co-hcp0001",
     *(f"{m}-fcc111" for m in ("Cu3Au", "Au3Cu", "Ni3Pt", "Pt3Cu", "Ni3Al", "Pd3Ni", "Ag3Au", "Pt3Rh")),
     "Rh-fcc110", "Ir-fcc211", "Au-fcc100", "Mo-bcc100", "W-bcc100",
+    *(f"{m}-fcc111" for m in ("Pt3Co", "Cu3Ni", "Pd3Pt", "Ni3Pd", "Pd3Au", "Pt3Pd", "Ni3Cu", "Rh3Pt", "Pt3Fe", "Au3Pt", "Ag3Pt", "Cu3Rh",
+      "Pd3Fe", "Ni3Fe", "Au3Ag", "Pt3Ag", "Pd3Rh", "Ir3Ni", "Co3Pt", "Cu3Ag")),
+    "Cu3Au-fcc211", "Cu3Pt-fcc211", "Ni-fcc311", "Ag-fcc331", "Au3Cu-fcc211", "Pd-fcc331", "Rh-fcc311", "Ag-fcc221", "Pt3Cu-fcc211",
+    "Cu3Pt-fcc110", "Pd3Ag-fcc211", "Ag-fcc310", "Ni-fcc331", "Cu3Au-fcc100", "Pt3Rh-fcc110", "Pd-fcc311", "Ni3Al-fcc100", "Ir-fcc331",
+    "Ni3Pt-fcc211", "Pd-fcc310", "Ag3Au-fcc110", "Ni-fcc210", "Ag-fcc311", "Pd-fcc221",
 ]  # fmt: skip
-_OPEN = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211", "Cu-fcc110", "Pd-fcc110"}
+_SOLUTIONS = _solutions(44)
+_OPEN = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211", "Cu-fcc110", "Pd-fcc110", "Ni-fcc311", "Ag-fcc331"}
 MOLECULAR = {
     n: 3.2 if n in _OPEN else 1.6
     for n in _NAMES
@@ -54,14 +96,28 @@ MOLECULAR = {
 }
 """Slabs on which molecules are labelled too -> labels for one of an atom: a molecule's tilt has more ways to go where a surface is open."""
 
-SLABS = {name: _recipe(name) for name in _NAMES}
+SLABS = {name: _recipe(name) for name in (*_NAMES, *_SOLUTIONS)}
 HELD_OUT = {
     name: _recipe(name)
     for name in ("Cu-fcc211", "Pt-fcc211", "Au-fcc211", "Cu3Pd-fcc111", "Pt3Ni-fcc111", "Ag3Pd-fcc111", "Ir-fcc110")
 }
 
+VALIDATION = {
+    name: _recipe(name)
+    for name in (
+        *(f"{m}-fcc111" for m in ("Au3Pd", "Pd3Cu", "Ag3Cu", "Ir3Pt", "Rh3Ni", "Pt3Au")),
+        "Au-fcc110", "Al-fcc110", "Al-fcc211", "Fe-bcc100",
+    )
+}  # fmt: skip
+
 ADSORBATES = ("H", "C", "N", "O", "CO", "OH")
 _MOLECULES = {"CO": 1.16, "OH": 0.98}
+
+
+def guests(name: str) -> list[str]:
+    """The adsorbates that are labelled on a slab."""
+    atoms = _SOLUTIONS.get(name, tuple(guest for guest in ADSORBATES if guest not in _MOLECULES))
+    return [*atoms, *(_MOLECULES if name in MOLECULAR else ())]
 
 
 def adsorbate(name: str) -> Atoms:
@@ -75,13 +131,17 @@ def build(recipe: SlabRecipe, calculator: Calculator, *, vacuum: float = 8.0, fm
     """The clean slab at the calculator's own lattice constant, relaxed above its bottom layer (a third for steps)."""
     metal, facet = recipe.metal, recipe.facet
     structure = facet[:3]
-    make = _FACETS[facet][0]
     host, guest = _split(metal)
-    if structure == "hcp":
+    if len(mixed := _elements(metal)) > 1 and not guest:
+        slab = _FACETS[facet][0](mixed[0], recipe.size, a=_mean_constant(mixed, [1.0] * len(mixed)), vacuum=vacuum)
+        slab.symbols = np.random.default_rng(zlib.crc32(metal.encode())).permutation(np.resize(mixed, len(slab)))
+    elif _is_cut(metal, facet):
+        slab = _cut(recipe, _cubic(host, guest, structure, calculator), vacuum)
+    elif structure == "hcp":
         a, c = _hcp(metal, calculator)
-        slab = make(metal, recipe.size, a=a, c=c, vacuum=vacuum)
+        slab = _FACETS[facet][0](metal, recipe.size, a=a, c=c, vacuum=vacuum)
     else:
-        slab = make(host, recipe.size, a=_cubic(host, guest, structure, calculator), vacuum=vacuum)
+        slab = _FACETS[facet][0](host, recipe.size, a=_cubic(host, guest, structure, calculator), vacuum=vacuum)
         if guest:
             _mix(slab, guest)
     slab.pbc = (True, True, False)
@@ -99,6 +159,21 @@ def surface_vectors(recipe: SlabRecipe, slab: Atoms) -> np.ndarray:
     return slab.cell[:2] / np.array(recipe.repeats)[:, None]
 
 
+def _cut(recipe: SlabRecipe, a: float, vacuum: float) -> Atoms:
+    """Of the bulk crystal with lattice constant ``a``: smallest surface cell, repeated."""
+    host, guest = _split(recipe.metal)
+    cell = bulk(host, "fcc", a=a, cubic=bool(guest))
+    if guest:
+        cell[0].symbol = guest
+    # A plane's indices in the lattice's own vectors.
+    indices = np.rint(2 / a * cell.cell.array @ [int(k) for k in recipe.facet[3:]]).astype(int)
+    indices = tuple(int(k) for k in indices // np.gcd.reduce(indices))
+    one = surface(cell, indices, 1, periodic=True)
+    slab = surface(cell, indices, int(np.ceil(_THICKNESS * one.cell.areas()[2] / one.cell.volume)), vacuum=vacuum)
+    slab.set_cell(minkowski_reduce(slab.cell, pbc=(True, True, False))[0])
+    return slab.repeat((*recipe.size[:2], 1))
+
+
 def _split(metal: str) -> tuple[str, str]:
     """("Cu3Pd") -> ("Cu", "Pd"); an element has no guest."""
     host, _, guest = metal.partition("3")
@@ -106,9 +181,7 @@ def _split(metal: str) -> tuple[str, str]:
 
 
 def _cubic(host: str, guest: str, structure: str, calculator: Calculator) -> float:
-    start = float(bulk(host, structure, cubic=True).cell[0, 0])
-    if guest:
-        start = 0.75 * start + 0.25 * float(bulk(guest, "fcc", cubic=True).cell[0, 0])
+    start = _mean_constant([host, guest], [3, 1]) if guest else float(bulk(host, structure, cubic=True).cell[0, 0])
 
     def energy(a: float) -> float:
         cell = bulk(host, structure, a=a, cubic=True)
@@ -118,6 +191,12 @@ def _cubic(host: str, guest: str, structure: str, calculator: Calculator) -> flo
         return cell.get_potential_energy()
 
     return float(minimize_scalar(energy, bounds=(0.92 * start, 1.08 * start), method="bounded", options={"xatol": 2e-3}).x)
+
+
+def _mean_constant(elements: Sequence[str], shares: Sequence[float]) -> float:
+    """Angstrom, of the fcc lattice that gives each atom the room that it has in its element."""
+    own = [(4 * crystal.cell.volume / len(crystal)) ** (1 / 3) for crystal in map(bulk, elements)]
+    return float(np.average(own, weights=shares))
 
 
 def _hcp(metal: str, calculator: Calculator) -> tuple[float, float]:
