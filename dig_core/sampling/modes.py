@@ -15,7 +15,7 @@ from ..system.descriptor import Descriptor
 from ..types import State
 from .solvers import denoised
 
-__all__ = ["climb", "lasting", "profile"]
+__all__ = ["climb", "heights", "lasting", "profile"]
 
 
 @torch.no_grad()
@@ -77,6 +77,21 @@ def profile(
     return torch.nn.functional.pad(((slope[:, 1:] + slope[:, :-1]) / 2 / points).cumsum(1), (1, 0))
 
 
+def heights(count: int, pairs: Sequence[tuple[int, int]], profiles: np.ndarray) -> np.ndarray:
+    """(count,) log-densities of modes, up to a constant for all that ``pairs`` connect; see :func:`lasting`.
+
+    They agree with all ways as well as they can: a score is no exact gradient, least of all on long ways down and up again.
+    """
+    ends, rise = np.reshape(np.asarray(pairs, dtype=int), (-1, 2)), np.asarray(profiles, dtype=float)
+    if not len(ends):
+        return np.zeros(count)
+    trust = 1 / (1 + np.abs(rise).max(1))
+    table = np.zeros((len(ends), count))
+    np.add.at(table, (np.arange(len(ends)), ends[:, 1]), trust)
+    np.add.at(table, (np.arange(len(ends)), ends[:, 0]), -trust)
+    return np.linalg.lstsq(table, rise[:, -1] * trust, rcond=None)[0]
+
+
 def lasting(count: int, pairs: Sequence[tuple[int, int]], profiles: np.ndarray, barrier: float) -> np.ndarray:
     """(count,) for each of ``count`` modes the one that it is part of: itself, or a denser one without a barrier between.
 
@@ -87,13 +102,7 @@ def lasting(count: int, pairs: Sequence[tuple[int, int]], profiles: np.ndarray, 
     head = np.arange(count)
     if not len(pairs):
         return head
-    ends, rise = np.asarray(pairs), np.asarray(profiles, dtype=float)
-    # Heights agree with all ways as well as they can; a score is no exact gradient, least of all on long ways down and up again.
-    trust = 1 / (1 + np.abs(rise).max(1))
-    table = np.zeros((len(ends), count))
-    np.add.at(table, (np.arange(len(ends)), ends[:, 1]), trust)
-    np.add.at(table, (np.arange(len(ends)), ends[:, 0]), -trust)
-    height = np.linalg.lstsq(table, rise[:, -1] * trust, rcond=None)[0]
+    ends, rise, height = np.asarray(pairs), np.asarray(profiles, dtype=float), heights(count, pairs, profiles)
     level = np.minimum(rise.min(1) + (height[ends].sum(1) - rise[:, -1]) / 2, height[ends].min(1))
     for k in np.argsort(-level, kind="stable"):
         lower, higher = sorted((_head(head, i) for i in ends[k]), key=lambda i: height[i])

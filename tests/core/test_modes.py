@@ -10,7 +10,7 @@ import torch
 from dig_core.diffusion import Diffusion, Euclidean, Geometric, Joint, LogSNR
 from dig_core.energy import AnalyticScore, GaussianMixture
 from dig_core.errors import IncompatibleError
-from dig_core.sampling.modes import climb, lasting, profile
+from dig_core.sampling.modes import climb, heights, lasting, profile
 from dig_core.testing.parts import ALL_SPACES, example_model
 
 T = torch.tensor([0.3], dtype=torch.float64)
@@ -120,22 +120,22 @@ def test_a_flat_well_is_one_site_however_little_noise_smooths_it(t):
     assert len(set(_partition(model, tops, t, 0.05))) == 1
 
 
-def _chain(heights, passes):
+def _chain(tops, passes):
     """Pairs of neighbours in a row, and profiles over the pass between them."""
     pairs = [(i, i + 1) for i in range(len(passes))]
-    return pairs, np.array([[0.0, low - heights[i], heights[i + 1] - heights[i]] for (i, _), low in zip(pairs, passes, strict=True)])
+    return pairs, np.array([[0.0, low - tops[i], tops[i + 1] - tops[i]] for (i, _), low in zip(pairs, passes, strict=True)])
 
 
 def test_a_shallow_mode_between_two_deep_ones_joins_one_of_them_and_not_both():
-    heights, passes = [3.0, 1.5, 2.5], [1.3, 1.0]
-    assert lasting(3, *_chain(heights, passes), 1.0).tolist() == [0, 0, 2]
-    assert lasting(3, *_chain(heights, passes), 1.6).tolist() == [0, 0, 0]
+    tops, passes = [3.0, 1.5, 2.5], [1.3, 1.0]
+    assert lasting(3, *_chain(tops, passes), 1.0).tolist() == [0, 0, 2]
+    assert lasting(3, *_chain(tops, passes), 1.6).tolist() == [0, 0, 0]
 
 
 def test_what_lasts_depends_on_no_order_and_grows_less_with_the_barrier():
     rng = np.random.default_rng(3)
-    heights = rng.normal(size=12)
-    pairs, rise = _chain(heights, np.minimum(heights[1:], heights[:-1]) - rng.exponential(size=11))
+    tops = rng.normal(size=12)
+    pairs, rise = _chain(tops, np.minimum(tops[1:], tops[:-1]) - rng.exponential(size=11))
     order = rng.permutation(12)
     turned = [(order[j], order[i]) for i, j in pairs]
     numbers = []
@@ -145,3 +145,16 @@ def test_what_lasts_depends_on_no_order_and_grows_less_with_the_barrier():
         numbers.append(len(set(found)))
     assert numbers[0] == 12 and numbers[-1] == 1 and numbers == sorted(numbers, reverse=True)
     assert lasting(2, [], np.zeros((0, 1)), 1.0).tolist() == [0, 1]
+
+
+def test_heights_are_those_that_the_ways_between_modes_agree_on():
+    """Up to a constant for all that are connected; a way that says otherwise is outvoted the more, the longer it is."""
+    tops = np.array([0.0, 2.0, -1.0, 0.5, 3.0])
+    pairs, rise = _chain(tops, np.minimum(tops[1:], tops[:-1]) - 0.2)
+    found = heights(5, pairs, rise)
+    np.testing.assert_allclose(found - found[0], tops, atol=1e-12)
+    both = heights(5, [*pairs, (0, 4)], np.concatenate([rise, [[0.0, -90.0, 5.0]]]))
+    np.testing.assert_allclose(both - both[0], tops, atol=0.2)
+    apart = heights(5, pairs[:2], rise[:2])
+    np.testing.assert_allclose(apart[:3] - apart[0], tops[:3], atol=1e-12)
+    assert heights(3, [], np.zeros((0, 1))).tolist() == [0, 0, 0]

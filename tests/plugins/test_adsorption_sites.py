@@ -32,6 +32,7 @@ from dig_plugins.ase.adsorption import (
 from dig_plugins.ase.adsorption.coverage import distances, merged
 from dig_plugins.ase.adsorption.plane import shortest
 from dig_plugins.ase.adsorption.relax import Counted, hessian, is_minimum, relax
+from dig_plugins.ase.adsorption.search import carried
 
 H_PT = SiteSurface.from_table("Pt", "H")
 COPIES = {"fcc": [(1 / 3, 1 / 3)], "hcp": [(2 / 3, 2 / 3)], "bridge": [(0.5, 0), (0, 0.5), (0.5, 0.5)], "top": [(0, 0)]}
@@ -400,3 +401,18 @@ def test_guesses_relax_into_the_minima(searched):
     """The geometric sites of the surface hold every minimum of it: the table's sites are high-symmetry ones."""
     guessed = site_set([g.xy for g in enumerate_sites(SLAB)])
     assert guessed.compare(searched, tol=0.05, baselines=()).coverage == 1
+
+
+def test_probabilities_carried_to_a_lower_temperature_are_those_of_boltzmann_wells():
+    """Wells of any depth and width, at 949 K and at 600 K; what no way connects keeps its share."""
+    rng = np.random.default_rng(1)
+    energy, volume = rng.uniform(0, 0.5, 6), rng.uniform(0.2, 2.0, 6)
+    hot, cold = (volume * np.exp(-energy / (kB * T)) for T in (949.0, 600.0))
+    height, drop = 7.0 - energy / (kB * 600.0), 1 - 600 / 949
+    one = np.zeros(6, dtype=int)
+    np.testing.assert_allclose(carried(hot / hot.sum(), height, one, drop), cold / cold.sum(), rtol=1e-12)
+    two = np.array([0, 0, 0, 1, 1, 1])
+    found = carried(hot / hot.sum(), height - 40.0 * two, two, drop)
+    for k in (0, 1):
+        assert found[two == k].sum() == pytest.approx((hot / hot.sum())[two == k].sum())
+        np.testing.assert_allclose(found[two == k] / found[two == k].sum(), cold[two == k] / cold[two == k].sum(), rtol=1e-12)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from dig_core.dig import DiG
 from dig_core.errors import IncompatibleError
 from dig_core.random import as_seed
-from dig_core.sampling.modes import climb, lasting, profile
+from dig_core.sampling.modes import climb, heights, lasting, profile
 from dig_core.types import Geometry, State
 
 from .ensemble import AdsorptionEnsemble
@@ -22,7 +24,7 @@ from .plane import shortest
 from .sample import on_slab, sample_adsorption
 from .sites import Site, SiteSet
 
-__all__ = ["find_sites"]
+__all__ = ["carried", "find_sites"]
 
 _RADIUS = 0.2  # Angstrom: what climbed closer than this is one site
 _CLIMBS = 200  # steps at most: a shallow mode is climbed slowly
@@ -40,7 +42,8 @@ def find_sites(
     ``n`` structures, a third each drawn at ``cool``, at ``temperature`` and at the geometric mean of both, climb the density of the
     temperature ``cool`` by mean shift (:func:`dig_core.sampling.modes.climb`): hot samples reach every basin, cold ones say which are
     deep, cold modes say where exactly they are lowest. Modes without a barrier between them are one site, the densest of them
-    (:func:`dig_core.sampling.modes.lasting`). A site's ``probability`` is the share of the structures that climbed to it;
+    (:func:`dig_core.sampling.modes.lasting`). A site's ``probability`` is what the model gives it at ``cool``: the share of the
+    structures that climbed to it, carried over from their mean temperature by its log-density (:func:`carried`).
     :meth:`SiteSet.relax` gives energies.
 
     Parameters
@@ -48,7 +51,7 @@ def find_sites(
     temperature, cool: K. width: Angstrom, of the noise that smooths the density: less than an atom moves in a site by its heat.
     barrier: in kT of ``cool``, by which the density falls on the way to any denser site; lower ones are noise; one network
         alone may need 0.05.
-    min_weight: sites with less probability are left out. The rest, and errors, are those of :func:`sample_adsorption`.
+    min_weight: sites to which less of the structures climbed are left out. The rest, and errors, are those of :func:`sample_adsorption`.
     """
     if not 0 < width < 1 or not min(cool, temperature) > 0 or not barrier >= 0:
         raise IncompatibleError(
@@ -69,10 +72,9 @@ def find_sites(
     positions[good.numpy()] = torch.cat(tops).numpy()
     source = f"modes at {cool:g} K of {dig.card.name}, from {n} structures at {cool:g} to {temperature:g} K, seed {seed}"
     climbed = replace(drawn, positions=positions, anomalies=(), log_q=None).labelled()
-    found = _joined(climbed, dig, t, barrier, batch)
-    kept = tuple(site for site in found if (site.probability or 0.0) >= min_weight)
+    found = _joined(climbed, dig, t, barrier, 1 - math.sqrt(cool / temperature), min_weight, batch)
     spent = {"wall_s": time.monotonic() - wall, "cpu_s": time.process_time() - cpu}
-    return replace(found, sites=kept, source=source, **spent)
+    return replace(found, source=source, **spent)
 
 
 def _drawn(slab: Atoms, adsorbate, model, n: int, temperatures: np.ndarray, seed: int, **options) -> AdsorptionEnsemble:
@@ -86,7 +88,20 @@ def _drawn(slab: Atoms, adsorbate, model, n: int, temperatures: np.ndarray, seed
     return replace(parts[0], **held, anomalies=(), log_q=None)
 
 
-def _joined(climbed: AdsorptionEnsemble, dig: DiG, t: float, barrier: float, batch: int) -> SiteSet:
+def carried(shares: np.ndarray, height: np.ndarray, group: np.ndarray, drop: float) -> np.ndarray:
+    """(k,) probabilities of sites at a lower temperature, of their ``shares`` at a higher one.
+
+    ``height``: log-densities at the lower; ``drop``: 1 less the lower over the higher. A site of energy E and volume v has
+    v exp(-E/kT) of the probability, so that it gains exp(drop height). Heights compare within a ``group``; each keeps its share.
+    """
+    gain = shares * np.exp(drop * (height - np.array([height[group == g].max() for g in group])))
+    whole, now = (np.array([x[group == g].sum() for g in group]) for x in (shares, gain))
+    return gain * whole / now
+
+
+def _joined(
+    climbed: AdsorptionEnsemble, dig: DiG, t: float, barrier: float, drop: float, min_weight: float, batch: int
+) -> SiteSet:
     """Sites that a barrier, in nats of the density at time ``t``, parts from every denser one; each has what was part of it."""
     sites = climbed.sites(_RADIUS, 0.0)
     xy, lattice = np.array([site.xy for site in sites]), sites.lattice
@@ -97,12 +112,16 @@ def _joined(climbed: AdsorptionEnsemble, dig: DiG, t: float, barrier: float, bat
         # The copy of the second that is nearest to the first.
         end = _states(climbed, dig, [(sites.sites[j], xy[i] + shortest(xy[j] - xy[i], lattice)) for i, j in part])
         rise.append(profile(dig.model, dig.descriptor, start, end, t).numpy())
-    head = lasting(len(xy), pairs, np.concatenate(rise[1:] or rise), barrier)
-    total, made = sum(site.count for site in sites), []
-    for k in np.unique(head):
-        members = [site for site, top in zip(sites, head, strict=True) if top == k]
-        count, share = sum(site.count for site in members), min(sum(site.probability or 0.0 for site in members), 1.0)
-        made.append(replace(sites.sites[k], probability=share, stderr=math.sqrt(share * (1 - share) / total), count=count))
+    ways = np.concatenate(rise[1:] or rise)
+    head, height = lasting(len(xy), pairs, ways, barrier), heights(len(xy), pairs, ways)
+    ends = np.reshape(np.array(pairs, dtype=int), (-1, 2))
+    group = connected_components(csr_array((np.ones(len(ends)), ends.T), shape=(len(xy), len(xy))), directed=False)[1]
+    count = np.bincount(head, [site.count for site in sites], minlength=len(xy))
+    share = np.minimum(np.bincount(head, [site.probability or 0.0 for site in sites], minlength=len(xy)), 1.0)
+    kept, made = np.flatnonzero((count > 0) & (share >= min_weight)), []
+    for k, p in zip(kept, carried(share[kept], height[kept], group[kept], drop), strict=True):
+        error = p * math.sqrt(max(1 - share[k], 0.0) / count[k])
+        made.append(replace(sites.sites[k], probability=float(p), stderr=error, count=int(count[k])))
     return replace(sites, sites=tuple(sorted(made, key=lambda site: -(site.probability or 0.0))))
 
 
