@@ -15,7 +15,7 @@ from ase.neighborlist import neighbor_list
 from dig_plugins.ase.recipes.slabs import ADSORBATES, HELD_OUT, SLABS, build, guests, surface_vectors
 
 CUT = {
-    "Ni-fcc210": 6, "Ag-fcc221": 7, "Ag-fcc310": 6, "Ni-fcc311": 7, "Pd-fcc331": 7, "Cu3Au-fcc100": 8, "Cu3Pt-fcc110": 7, "Pd3Ag-fcc211": 7,
+    "Ag-fcc221": 7, "Ag-fcc310": 6, "Ni-fcc311": 7, "Pd-fcc331": 7, "Cu3Au-fcc100": 8, "Cu3Pt-fcc110": 7, "Pd3Ag-fcc211": 7,
 }  # fmt: skip
 """Slab -> neighbours of the atoms at its steps, of twelve in the bulk."""
 BUILT = ["Cu-fcc111", "Ag-fcc211", "Cu3Au-fcc111"]

@@ -36,7 +36,7 @@ _FACETS = {
 }  # fmt: skip
 # Of an element, and of a compound whose cell is four times as large: how often the smallest surface cell repeats.
 _CUTS = {
-    "fcc210": ((2, 2), (1, 2)), "fcc221": ((1, 2), (1, 1)), "fcc310": ((1, 2), (1, 2)), "fcc311": ((2, 2), (1, 1)),
+    "fcc221": ((1, 2), (1, 1)), "fcc310": ((1, 2), (1, 2)), "fcc311": ((2, 2), (1, 1)),
     "fcc331": ((1, 2), (1, 1)), "fcc100": ((2, 2), (2, 2)), "fcc110": ((2, 2), (1, 2)), "fcc211": ((1, 2), (1, 1)),
 }  # fmt: skip
 _THICKNESS = 5.5  # Angstrom, of slabs that are cut
@@ -85,7 +85,7 @@ _NAMES = [
       "Pd3Fe", "Ni3Fe", "Au3Ag", "Pt3Ag", "Pd3Rh", "Ir3Ni", "Co3Pt", "Cu3Ag")),
     "Cu3Au-fcc211", "Cu3Pt-fcc211", "Ni-fcc311", "Ag-fcc331", "Au3Cu-fcc211", "Pd-fcc331", "Rh-fcc311", "Ag-fcc221", "Pt3Cu-fcc211",
     "Cu3Pt-fcc110", "Pd3Ag-fcc211", "Ag-fcc310", "Ni-fcc331", "Cu3Au-fcc100", "Pt3Rh-fcc110", "Pd-fcc311", "Ni3Al-fcc100", "Ir-fcc331",
-    "Ni3Pt-fcc211", "Pd-fcc310", "Ag3Au-fcc110", "Ni-fcc210", "Ag-fcc311", "Pd-fcc221",
+    "Ni3Pt-fcc211", "Pd-fcc310", "Ag3Au-fcc110",
 ]  # fmt: skip
 _SOLUTIONS = _solutions(44)
 _OPEN = {"Ni-fcc211", "Pd-fcc211", "Ag-fcc211", "Rh-fcc211", "Cu-fcc110", "Pd-fcc110", "Ni-fcc311", "Ag-fcc331"}
