@@ -62,7 +62,8 @@ class AdsorptionGraphormer(nn.Module):
     fade: Angstrom, the wavelength at whose pace noise drowns the scores: one number for all cells, or supercells would differ.
     coordinates: config of :class:`Adsorbate`. seed: of the initial weights.
     d_band: read of the slab's atoms their d band alone (:func:`.elements.d_band`), which carries over from few metals to others, or,
-    where the descriptor has one, its ``single`` (N, 3): the d band of metals that are no element.
+    where the descriptor has one, its ``single`` (N, 3): the d band of metals that are no element. Without ``d_band``, ``single`` (N, 5)
+    is by how much atoms depart from their element's properties.
     """
 
     def __init__(
@@ -161,7 +162,10 @@ class AdsorptionGraphormer(nn.Module):
         """(B or 1, N, W): what an atom is, and which of the adsorbate's it is."""
         role = role_of(descriptor)
         place = torch.where(role == ADSORBATE, 1 + descriptor.node[:, 2].clamp(1, _ATOMS), (role == FREE).long())
-        element = self.element(properties(descriptor.numbers).to(self.place))[None]
+        own = properties(descriptor.numbers)
+        if self.metal is None and descriptor.single is not None:
+            own = own + descriptor.single
+        element = self.element(own.to(self.place))[None]
         if self.metal is not None:
             slab = role != ADSORBATE
             told = d_band(descriptor.numbers[slab]) if descriptor.single is None else descriptor.single[..., slab, :]

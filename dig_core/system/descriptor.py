@@ -27,8 +27,8 @@ class Descriptor:
     meaning ``schema`` names; ``bonds`` (M, 2) atom indices; ``mobile`` (N,) bool, atoms that belong to the state;
     ``reference`` one structure (1, N, 3) that fixes stereochemistry, or None; ``pbc`` (3,) bool; ``conditions`` (C,)
     numbers besides the structure that the law depends on, such as a temperature's logarithm. Of proteins besides: ``single`` (R, Cs)
-    and ``couple`` (R, R, Cp), embeddings of the R residues and of their pairs, or None. Of slabs: ``single`` (N, 3), the d band of metals
-    that are no element.
+    and ``couple`` (R, R, Cp), embeddings of the R residues and of their pairs, or None. Of slabs: ``single``, (N, 3) the d band of metals
+    that are no element, or (N, 5) by how much atoms depart from :func:`.elements.properties`.
     """
 
     numbers: Tensor

@@ -45,14 +45,15 @@ class Judge(Protocol):
 class LoopConfig:
     """How long and how fast. ``steps`` optimiser steps of ``batch`` frames; cosine decay of ``rate`` after ``warmup`` steps.
 
-    ``average`` is the decay of the moving average of the weights; ``clip`` bounds the norm of a gradient; ``every`` steps
-    between validations, pictures and checkpoints.
+    ``decay`` is that of the weights (AdamW's), ``average`` that of their moving average; ``clip`` bounds the norm of a gradient; ``every``
+    steps between validations, pictures and checkpoints.
     """
 
     steps: int = 20_000
     batch: int = 1024
     rate: float = 1e-3
     warmup: int = 200
+    decay: float = 0.0
     average: float = 0.999
     clip: float = 10.0
     every: int = 500
@@ -134,7 +135,7 @@ class _Trainer:
         self.team = team_of(model)
         config = replace(config, seed=self.team.agreed(config.seed))
         self.model, self.objective, self.config = model.train(), objective, config
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=config.decay, fused=True)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.order, self.noise = (torch.Generator().manual_seed(2 * config.seed + k) for k in (0, 1))
         self.step, self.running = 0, math.nan

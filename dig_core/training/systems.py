@@ -12,8 +12,9 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..score import NoiseScore, ScoreModel
 from ..system.descriptor import Descriptor
+from ..system.elements import N_PROPERTIES
 from ..system.protein import PROTEIN_SCHEMA
-from ..system.surface import SURFACE_SCHEMA, frame_of
+from ..system.surface import ADSORBATE, SURFACE_SCHEMA, frame_of, role_of
 from ..types import Tangent
 from .crops import cropped
 from .frames import join_frames
@@ -29,8 +30,11 @@ class Systems:
     Systems on one slab, which differ in their lone adsorbate atom, in their conditions or in the d band that they are told alone, are
     trained on together. Each step takes ``together`` such groups at random and shares the batch among them; ``company`` further frames
     of its system help every frame to its target (:func:`.losses.averaged`), which pays where states have few dimensions. ``longest``: of
-    proteins with more residues parts are trained on (:func:`.crops.cropped`), without company. Raises IncompatibleError for no systems,
-    for frames that Denoising refuses, and for a score that is not a network's; UnsupportedError for a network of one system only.
+    proteins with more residues parts are trained on (:func:`.crops.cropped`), without company. ``blur``: width of the noise, anew in
+    every step, that the elements of a slab are read with, so that what is learned of them carries over to others.
+
+    Raises IncompatibleError for no systems, for frames that Denoising refuses, and for a score that is not a network's; UnsupportedError
+    for a network of one system only.
     """
 
     systems: Sequence[tuple[Descriptor, Frames]]
@@ -38,6 +42,7 @@ class Systems:
     spread_weight: float = 0.1
     company: int = 0
     longest: int | None = None
+    blur: float = 0.0
     parts: list[Denoising] = field(init=False, repr=False)
     groups: list[list[int]] = field(init=False, repr=False)
     _tables: list[_Group] = field(init=False, repr=False)
@@ -67,12 +72,21 @@ class Systems:
         if self.longest is not None and descriptor.schema == PROTEIN_SCHEMA:
             descriptor, frames, fisher = cropped(descriptor, frames, fisher, self.longest, order)
             company = None
+        if self.blur and descriptor.schema == SURFACE_SCHEMA:
+            descriptor = _blurred(descriptor, self.blur, noise)
         return denoising_loss(score_on(model, descriptor), frames, descriptor, times, noise, fisher=fisher, company=company, shared=True)
 
     def evaluate(self, model: ScoreModel, seed: int) -> dict[str, float]:
         """Mean unweighted losses over the systems, with the same times and noise at every call."""
         losses = [part.evaluate(score_on(model, part.descriptor), seed) for part in self.parts]
         return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
+
+
+def _blurred(descriptor: Descriptor, width: float, noise: torch.Generator) -> Descriptor:
+    """With the same departure from an element's properties for all atoms of it; the adsorbate is what it is."""
+    numbers, slab = descriptor.numbers.reshape(-1, descriptor.numbers.shape[-1])[0], role_of(descriptor) != ADSORBATE
+    table = width * torch.randn(int(numbers.max()) + 1, N_PROPERTIES, generator=noise, dtype=torch.float64)
+    return replace(descriptor, single=table[numbers] * slab[:, None])
 
 
 @dataclass(frozen=True)

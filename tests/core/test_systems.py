@@ -12,6 +12,7 @@ from dig_core.energy import AnalyticScore, GaussianMixture
 from dig_core.errors import IncompatibleError, UnsupportedError
 from dig_core.nn import ResidualMLP
 from dig_core.score import NoiseScore
+from dig_core.system.elements import N_PROPERTIES, properties
 from dig_core.system.surface import surface
 from dig_core.training.loop import LoopConfig, optimise
 from dig_core.training.losses import Denoising, Frames
@@ -34,6 +35,28 @@ def frames_of(descriptor, n: int = 12, forces: bool = False) -> Frames:
 
 def generators(seed: int) -> tuple[torch.Generator, torch.Generator]:
     return torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+
+
+def test_blurred_elements_are_other_elements_of_the_slab_and_the_same_adsorbate():
+    """Of no width they are themselves; a departure that makes one element another has the other's loss; the noise is the generator's."""
+    model, descriptor = model_of(), system("CO")
+    frames = frames_of(descriptor)
+    with torch.no_grad():
+        none, blurred, again = (Systems([(descriptor, frames)], blur=blur)(model, 32, *generators(7))["noise"] for blur in (1e-9, 0.5, 0.5))
+        order, noise = generators(7)
+        torch.randn(47, N_PROPERTIES, generator=noise, dtype=DOUBLE)
+        plain = Systems([(descriptor, frames)])(model, 32, order, noise)["noise"]
+    assert torch.equal(blurred, again) and float(none) == pytest.approx(float(plain), rel=1e-5)
+    assert abs(float(blurred - plain)) > 1e-6
+    assert Systems([(descriptor, frames)], blur=0.5).evaluate(model, 4) == Systems([(descriptor, frames)]).evaluate(model, 4)
+    gold = torch.where(descriptor.numbers == 29, 79, descriptor.numbers)
+    as_gold = replace(descriptor, single=properties(gold) - properties(descriptor.numbers))
+    x, t = states(model.network, descriptor), torch.tensor([0.4])
+    others = replace(descriptor, numbers=gold, node=torch.cat([gold[:, None], descriptor.node[:, 1:]], 1))
+    # Radii are of the element itself, the network's features those that it is told.
+    told, real = (model.network._embed(d) for d in (as_gold, others))
+    torch.testing.assert_close(told, real)
+    assert not torch.allclose(model.network(x, t, as_gold)[0]["plane"], model.network(x, t, descriptor)[0]["plane"])
 
 
 @pytest.mark.parametrize("forces", [False, True])
@@ -144,10 +167,11 @@ def test_systems_of_one_slab_that_are_told_other_d_bands_are_grouped_and_average
     assert max(apart) > 1.1 * min(apart)  # else it would not matter whose frames are whose
 
 
-def test_a_run_that_was_cut_off_goes_on_with_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("blur", [0.0, 0.4])
+def test_a_run_that_was_cut_off_goes_on_with_the_same_numbers(blur, tmp_path):
     parts = [(d, frames_of(d)) for d in (system("O"), system("O", free=(0,)))]
-    config = {"batch": 16, "every": 2, "warmup": 1}
-    whole = optimise(model_of(), Systems(parts, together=1), LoopConfig(steps=6, **config), progress=False)
+    config = {"batch": 16, "every": 2, "warmup": 1, "decay": 0.1}
+    whole = optimise(model_of(), Systems(parts, together=1, blur=blur), LoopConfig(steps=6, **config), progress=False)
 
     class Stop(Exception):
         pass
@@ -157,8 +181,9 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_numbers(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        optimise(model_of(), Systems(parts, together=1), LoopConfig(steps=6, **config), directory=tmp_path, picture=cut, progress=False)
-    rest = optimise(model_of(), Systems(parts, together=1), LoopConfig(steps=6, **config), directory=tmp_path, progress=False)
+        objective = Systems(parts, together=1, blur=blur)
+        optimise(model_of(), objective, LoopConfig(steps=6, **config), directory=tmp_path, picture=cut, progress=False)
+    rest = optimise(model_of(), Systems(parts, together=1, blur=blur), LoopConfig(steps=6, **config), directory=tmp_path, progress=False)
     assert rest.finished and rest.steps == 6
     for name, value in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], value), name
