@@ -198,7 +198,9 @@ def _not_finite(image: Atoms) -> str | None:
 def _attempt(evaluate: Callable[[], Any], traced: bool = False) -> Any:
     """What ``evaluate`` returns, or the failure as a _Found, with its traceback unless there is one already: they take time."""
     try:
-        return evaluate()
+        # Sampling is without gradients, by which calculators of neural networks make their forces.
+        with torch.inference_mode(False), torch.enable_grad():
+            return evaluate()
     except (_WrongShapeError, _NoStressError):
         raise
     except Exception as error:  # noqa: BLE001  calculators raise what they like, programs that did not converge among it

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("ase")
 
 from ase.build import fcc111
+from ase.calculators.emt import EMT
 
 from dig_core.dig import DiG
-from dig_core.errors import CheckpointError, IncompatibleError, UnsupportedError
+from dig_core.errors import CheckpointError, IncompatibleError, StateError, UnsupportedError
 from dig_plugins.ase.adsorption import SiteSurface, find_sites, fit_adsorption, grid_search, sample_adsorption
 from dig_plugins.ase.adsorption.training import untrained
 
@@ -103,3 +104,27 @@ def test_what_a_search_cannot_use_is_refused():
         find_sites(SLAB, "H", "adsorb-fcc111", width=2.0)
     with pytest.raises(IncompatibleError, match="barrier"):
         find_sites(SLAB, "H", "adsorb-fcc111", barrier=-1.0)
+
+
+class Failing(EMT):
+    """Fails on every structure, or after ``good`` of them."""
+
+    def __init__(self, good: int = 0):
+        super().__init__()
+        self.left = good
+
+    def calculate(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("no license today")
+        super().calculate(*args, **kwargs)
+
+
+def test_a_calculator_that_fails_everywhere_is_told_and_one_that_fails_at_times_is_counted():
+    options = {"n": 6, "seed": 1, "steps": 2, "unseen": True, "batch": 2}
+    dig = untrained(SLAB, "H")
+    for correct in ("reweight", "mc"):
+        with pytest.raises(StateError, match="RuntimeError.*\n.*(.|\n)*no license today"):
+            sample_adsorption(SLAB, "H", dig, energy=Failing(), correct=correct, **options)
+    found = sample_adsorption(SLAB, "H", dig, energy=Failing(3), correct="reweight", **options)
+    assert np.isfinite(found.log_weight).sum() <= 3 < len(found) == 6

@@ -13,6 +13,7 @@ pytest.importorskip("ase")
 
 from ase import Atoms, units
 from ase.build import fcc111, molecule
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, Hookean
 
@@ -47,6 +48,30 @@ def test_value_and_gradient_are_ases_over_kt():
     assert u.dtype == gradient.dtype == torch.float64
     assert np.isclose(float(u), atoms.get_potential_energy() / KT)
     assert np.allclose(gradient[0].numpy(), -atoms.get_forces() / KT)
+
+
+class Differentiated(Calculator):
+    """Springs to the origin whose forces are autograd's, as those of neural networks are."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        x = torch.tensor(self.atoms.positions, requires_grad=True)
+        energy = 0.5 * x.square().sum()
+        (slope,) = torch.autograd.grad(energy, x)
+        self.results = {"energy": float(energy), "forces": -slope.numpy()}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_calculators_that_differentiate_work_where_sampling_does_not(mode):
+    atoms = triangle()
+    energy = ASEEnergy(Differentiated(), atoms, T)
+    with mode():
+        u, gradient = energy.energy_and_gradient(to_geometry(atoms))
+        assert float(energy(to_geometry(atoms))) == pytest.approx(float(u))
+    assert float(u) == pytest.approx(0.5 * (atoms.positions**2).sum() / KT) and not energy.n_failures
+    np.testing.assert_allclose(gradient[0], atoms.positions / KT)
 
 
 def test_fixed_atoms_stand_where_they_are_given_and_have_no_gradient():

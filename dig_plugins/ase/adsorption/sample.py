@@ -97,6 +97,8 @@ def sample_adsorption(
 
 def _independent(dig: DiG, energy: ASEEnergy | None, n: int, seed: int, steps: int | None, batch: int) -> dict:
     parts = [_weighed(samples, energy) for samples in dig.stream(n, seed=seed, steps=steps, method="path", batch=batch)]
+    if energy is not None and energy.first_traceback and not any(np.isfinite(part["log_weight"]).any() for part in parts):
+        raise StateError(f"none of {n} structures has an energy ({dict(energy.failures)}). The first failure:\n{energy.first_traceback}")
     return {key: None if parts[0][key] is None else np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -125,7 +127,8 @@ def _chain(dig: DiG, energy: ASEEnergy, n: int, seed: int, steps: int | None, ba
     first = _weighed(proposal.draw(_BLOCK, Streams(seed + 1, range(_BLOCK))), energy)
     if not np.isfinite(first["log_weight"]).any():
         raise StateError(
-            f"none of {_BLOCK} proposals has an energy ({dict(energy.failures)}): check the calculator's elements."
+            f"none of {_BLOCK} proposals has an energy ({dict(energy.failures)}): check the calculator's elements. "
+            f"The first failure:\n{energy.first_traceback or 'no exception'}"
         )
     shares = normalised_weights(first["log_weight"])
     start = int(np.searchsorted(np.cumsum(shares), float(Streams(seed + 1, [_BLOCK]).uniform(1)) * (1 - 1e-12)))
