@@ -1,8 +1,8 @@
 """Adsorption sites on steps, open surfaces and alloys never trained on, against grid searches with CHGNet r2SCAN. Twenty minutes.
 
 References: adsorption_reference.py. Energy calls are counted where chgnet is installed. A model that learned from flat facets alone is
-measured on steps if runs/flat/adsorb-general.safetensors is there: ``--facets fcc111 fcc100 hcp0001 bcc110 --steps 3000`` of the recipe
-with three seeds, then ``--members``.
+measured on steps if runs/flat/adsorb-general.safetensors is there: ``--first 48 --facets fcc111 fcc100 hcp0001 bcc110 --steps 3000
+--decay 0 --blur 0`` of the recipe with three seeds, then ``--members``.
 """
 
 from __future__ import annotations

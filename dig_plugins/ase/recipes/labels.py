@@ -1,6 +1,6 @@
 """Energies and forces of adsorbates on slabs from a real calculator, placed where a Gaussian process knows least of what matters.
 
-python -m dig_plugins.ase.recipes.labels --out runs/adsorb     # CHGNet r2SCAN; about an hour of one core; resumable
+python -m dig_plugins.ase.recipes.labels --out runs/adsorb     # CHGNet r2SCAN; some three hours of one core; resumable
 """
 
 from __future__ import annotations
