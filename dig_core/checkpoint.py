@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .coordinates import Adsorbate, Backbone, Bound, Cartesian, Crystal, Internal
+from .devices import device_of, put
 from .diffusion import (
     SO3,
     Cosine,
@@ -35,7 +36,7 @@ from .system.descriptor import Descriptor
 from .tensors import from_bytes, to_bytes
 from .types import Geometry
 
-__all__ = ["SCHEMA", "dumps", "load", "loads", "save"]
+__all__ = ["SCHEMA", "arrived", "dumps", "load", "loads", "save"]
 
 SCHEMA = 1
 _SPACES = (Euclidean, Lattice, SO3, Torus, ZeroCentroid)
@@ -106,6 +107,13 @@ def loads(content: bytes, path: str | Path = "the checkpoint") -> DiG:
         raise CheckpointError(f"{path}: {error} Install a dig-plugins that matches the checkpoint.") from error
     except Exception as error:  # a header can ask for anything, and parts raise what they like on it
         raise CheckpointError(f"{path} cannot be rebuilt: {type(error).__name__}: {error}. It is incomplete or was edited.") from error
+
+
+def arrived(content: bytes) -> DiG:
+    """:func:`loads` in another process, where :func:`.devices.device_of` says on what."""
+    dig = loads(content)
+    put(dig.model, device_of())
+    return dig
 
 
 class _UnknownPart(CheckpointError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from .errors import UnsupportedError
 
-__all__ = ["DEVICE", "device_of", "take_device"]
+__all__ = ["DEVICE", "device_of", "put", "take_device"]
 
 DEVICE = "DIG_PLUGINS_DEVICE"
 """The environment variable: cpu, cuda, cuda:1, ..., or auto, a GPU where there is one."""
@@ -29,6 +29,12 @@ def device_of(asked: str | None = None) -> str:
     if found not in there:
         raise UnsupportedError(f"there is no device {place!r} here: expected auto or one of {', '.join(there)}, by device= or {DEVICE}.")
     return found
+
+
+def put(model: Any, place: str) -> None:
+    """A model's network on a device of :func:`device_of`, in place."""
+    if place != "cpu":
+        model.to(place)
 
 
 def take_device(places: _Places) -> None:

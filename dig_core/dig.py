@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Coordinates
-from .devices import device_of
 from .diffusion.processes import Joint
 from .errors import IncompatibleError, UnsupportedError
 from .montecarlo.proposals import PathProposal
@@ -245,21 +244,12 @@ class DiG:
 
     def __reduce__(self):
         """Other processes are sent the content of a checkpoint; there the network is put where their ``DIG_PLUGINS_DEVICE`` says."""
-        from .checkpoint import dumps
+        from .checkpoint import arrived, dumps
 
-        return _arrived, (dumps(self),)
+        return arrived, (dumps(self),)
 
     def __deepcopy__(self, memo: dict) -> DiG:
         return DiG(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
-
-
-def _arrived(content: bytes) -> DiG:
-    from .checkpoint import loads
-
-    dig, place = loads(content), device_of()
-    if place != "cpu":
-        dig.model.to(place)  # type: ignore[attr-defined]
-    return dig
 
 
 def _laws(dig: DiG) -> list:

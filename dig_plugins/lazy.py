@@ -1,12 +1,19 @@
-"""Packages whose modules are read when a name is first used: importing them is cheap, and a missing engine is named."""
+"""Packages whose modules are read when a name is first used: importing them is cheap, and what is missing is named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["lazily"]
+__all__ = ["check_hdf5", "lazily"]
+
+
+def check_hdf5() -> None:
+    """Before work whose result is to be HDF5: ImportError that says what to install where it cannot be written."""
+    if not (find_spec("mdtraj") and find_spec("tables")):
+        raise ImportError("HDF5 needs MDTraj and PyTables: pip install 'dig-plugins[hdf5]', or write .xtc or .dcd.")
 
 
 def lazily(package: str, home: Mapping[str, str], engine: str, title: str) -> Callable[[str], Any]:

@@ -30,10 +30,10 @@ CORE_OPTIONAL = {"pymbar"}
 """Imported inside a function only, with an error that says what to install."""
 
 ENGINES = {
-    "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer", "mdtraj", "tables"},  # the last two write HDF5
+    "openmm": {"openmm", "openmmtools", "openmmml", "pdbfixer", "mdtraj"},  # the last one writes HDF5
     "ase": {"ase", "scipy", "matplotlib", "chgnet", "sevenn"},  # scipy, matplotlib: with ase; the others are calculators by name
     "pymatgen": {"pymatgen", "scipy", "matplotlib", "ase"},  # scipy and matplotlib come with pymatgen; ase writes files and relaxes
-    "mdtraj": {"mdtraj", "tables"},
+    "mdtraj": {"mdtraj"},
     "rdkit": {"rdkit"},
     "openff": {"openff", "openmm", "rdkit"},  # its toolkit reads molecules of the one and writes Systems of the other
     "models": {"filelock", "platformdirs"},  # of the cache

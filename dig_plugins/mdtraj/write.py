@@ -10,6 +10,7 @@ from dig_core.system.descriptor import Descriptor
 from dig_core.system.protein import BACKBONE
 from dig_core.types import Geometry
 
+from ..lazy import check_hdf5
 from .convert import ascii_name, named, to_trajectory
 
 __all__ = ["KINDS", "write_backbones"]
@@ -39,7 +40,9 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
         _write_pdb(path, geometry, descriptor)
         return
     if kind == ".h5":
-        _write_hdf5(path, to_trajectory(geometry, descriptor))
+        check_hdf5()
+        with finished(path) as temporary:
+            to_trajectory(geometry, descriptor).save_hdf5(str(temporary))
         return
     beside = path.with_suffix(".pdb")
     if beside.exists() and not beside.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
@@ -49,15 +52,6 @@ def write_backbones(path: str | Path, geometry: Geometry, descriptor: Descriptor
         with ascii_name(temporary) as name:
             (trajectory.save_xtc if kind == ".xtc" else trajectory.save_dcd)(name)
         _write_pdb(beside, Geometry(geometry.positions[:1]), descriptor)
-
-
-def _write_hdf5(path: Path, trajectory) -> None:
-    try:
-        import tables  # noqa: F401
-    except ImportError as error:
-        raise ImportError("HDF5 needs PyTables: pip install 'dig-plugins[hdf5]', or write .xtc or .dcd.") from error
-    with finished(path) as temporary:
-        trajectory.save_hdf5(str(temporary))
 
 
 def _check(geometry: Geometry, descriptor: Descriptor) -> None:

@@ -79,13 +79,12 @@ def load(name_or_path: str | Path, device: str | None = None) -> DiG:
     ``device``: "cpu", "cuda", "cuda:1", ..., or "auto", a GPU where there is one; if None what ``DIG_PLUGINS_DEVICE`` says, or the
     processor. Raises UnsupportedError for a device that is not there.
     """
-    from dig_core.devices import device_of
+    from dig_core.devices import device_of, put
     from dig_core.dig import DiG
 
     place = device_of(device)
     dig = DiG.load(find(name_or_path))
-    if place != "cpu":
-        dig.model.to(place)  # type: ignore[attr-defined]
+    put(dig.model, place)
     return dig
 
 

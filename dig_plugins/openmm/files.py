@@ -13,6 +13,8 @@ from openmm import app, unit
 from dig_core.errors import IncompatibleError, StateError
 from dig_core.files import finished, read_arrays
 
+from ..lazy import check_hdf5
+
 __all__ = ["TRAJECTORIES", "Trajectory", "read_frames", "read_pdb", "writable", "write_arrays", "write_frames", "write_models"]
 
 TRAJECTORIES = (".xtc", ".dcd", ".h5")
@@ -129,7 +131,8 @@ def _dcd(path: Path, topology: app.Topology, stack: ExitStack) -> Callable[[np.n
 
 
 def _hdf5(path: Path, topology: app.Topology, stack: ExitStack) -> Callable[[np.ndarray], None]:
-    mdtraj = hdf5()
+    import mdtraj
+
     file = stack.enter_context(mdtraj.formats.HDF5TrajectoryFile(str(path), "w"))
     file.topology = mdtraj.Topology.from_openmm(topology)
     return lambda frames: file.write(frames.astype(np.float32))
@@ -146,16 +149,6 @@ def _one_by_one(write: Callable[[np.ndarray], None]) -> Callable[[np.ndarray], N
 _WRITERS = {".xtc": _xtc, ".dcd": _dcd, ".h5": _hdf5}
 
 
-def hdf5():
-    """MDTraj, where it can write HDF5. Raises ImportError that says what to install."""
-    try:
-        import mdtraj
-        import tables  # noqa: F401
-    except ImportError as error:
-        raise ImportError("HDF5 needs MDTraj and PyTables: pip install 'dig-plugins[hdf5]', or write .xtc or .dcd.") from error
-    return mdtraj
-
-
 def writable(path: str | Path) -> Path:
     """``path`` if structures can be written there: ask before drawing. Raises IncompatibleError, and ImportError where HDF5 lacks its
     packages."""
@@ -164,7 +157,7 @@ def writable(path: str | Path) -> Path:
     if path.suffix not in known:
         raise IncompatibleError(f"expected a file name ending in {', '.join(known)}, got {path.name!r}.")
     if path.suffix == ".h5":
-        hdf5()
+        check_hdf5()
     if not path.parent.is_dir():
         raise IncompatibleError(f"there is no directory {path.parent} to write {path.name} in: make it, or choose another.")
     return path

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dig_core.errors import IncompatibleError
 
+from ..lazy import check_hdf5
 from ..record import write_record
 from ..report import Report, page_of, write_report
 
@@ -45,10 +46,13 @@ def recorded(result: Any, record: dict, said: str, out: Path, report: Callable[[
 
 
 def writable(out: str | Path, suffixes: tuple[str, ...]) -> Path:
-    """``out`` if a file of that name can be written: ask before the work. Raises IncompatibleError."""
+    """``out`` if a file of that name can be written: ask before the work. Raises IncompatibleError, and ImportError where HDF5 lacks its
+    packages."""
     out = Path(out)
     if out.suffix not in suffixes:
         raise IncompatibleError(f"expected a file name ending in {', '.join(suffixes)}, got {out.name!r}.")
     if not out.parent.is_dir():
         raise IncompatibleError(f"there is no directory {out.parent} to write {out.name} in: make it, or choose another.")
+    if out.suffix == ".h5":
+        check_hdf5()
     return out

@@ -70,6 +70,9 @@ def test_hdf5_without_its_packages_is_refused_before_anything_is_drawn(tmp_path,
     monkeypatch.setitem(sys.modules, "tables", None)
     with pytest.raises(ImportError, match=r"dig-plugins\[hdf5\]"):
         write_samples(NAME, 4, tmp_path / "a.h5", **GIVEN)
+    monkeypatch.setattr("dig_core.dig.DiG.sample", None)
+    with pytest.raises(ImportError, match=r"dig-plugins\[hdf5\]"):
+        tasks.sample("adenylate-kinase", 2, tmp_path / "a.h5", seed=1)
     assert not list(tmp_path.iterdir())
 
 

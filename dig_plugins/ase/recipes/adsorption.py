@@ -174,6 +174,8 @@ def main() -> None:
         # One temperature says enough.
         validation = general_systems(given.labels, VALIDATION)[2 :: len(TEMPERATURES)]
     else:
+        if plan["blur"]:
+            parser.error("--blur is of general: fcc111 reads d bands, not elements.")
         validation = None
         systems, mixed = table_systems(given.without, seed=given.seed), mixed_systems(given.without, seed=given.seed)
     log.info("%d systems, %d frames", len(systems), sum(len(f) for _, f in systems))
