@@ -7,7 +7,6 @@ measured on steps if runs/flat/adsorb-general.safetensors is there: ``--first 48
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import numpy as np
@@ -15,7 +14,6 @@ from ase.build import fcc111
 from common import HERE, Figure, Findings, Options, Table, command_line, interval
 
 from dig_core.dig import DiG
-from dig_core.score import NoiseScore
 from dig_plugins import models
 from dig_plugins.ase.adsorption import SiteSet, calculator_named, find_sites, sample_adsorption
 from dig_plugins.ase.recipes.slabs import adsorbate
@@ -29,7 +27,7 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
     scores = _scores(options, models.load("adsorb-general"), "", ("random", "geometric", "pymatgen", "acat"))
     if not scores:
         return [], []
-    alone = [[r for _, tol, _, r in _scores(options, dig, "", (), 1) if tol == 0.5] for dig in _members(models.load("adsorb-general"))]
+    alone = [[r for _, tol, _, r in _scores(options, dig, "", (), 1) if tol == 0.5] for dig in models.load("adsorb-general").members()]
     flat = _scores(options, DiG.load(FLAT), "fcc211", ()) if FLAT.exists() else []
     names = ", ".join(sorted({name for name, *_ in scores}))
     atoms, molecules = ([s for s in scores if (len(s[2].numbers) > 1) == many] for many in (False, True))
@@ -65,11 +63,6 @@ def sites(options: Options) -> tuple[list[Figure], list[Table]]:
     header = ["system", "tolerance", "minima", "sites", "coverage", "coverage@K", "precision", "rmsd"]
     rows = [row for name, tol, _, report in scores for row in _rows(name, tol, report)]
     return figures, [Table("Sites against grid searches with CHGNet r2SCAN, last seed of each", header, rows)]
-
-
-def _members(dig: DiG) -> list[DiG]:
-    """The models of a committee, one by one."""
-    return [dataclasses.replace(dig, model=NoiseScore(network, dig.process)) for network in dig.model.network.members]
 
 
 def _scores(options: Options, dig: DiG, kind: str, baselines: tuple[str, ...], count: int = SEEDS) -> list[tuple]:

@@ -87,12 +87,14 @@ class DiG:
             raise UnsupportedError(f"a {type(self.model).__name__} serves the system it was trained on: train a model for this one.")
         return replace(self, model=self.model.on(descriptor).eval(), descriptor=descriptor)
 
-    def with_others(self, *others: DiG) -> DiG:
-        """A committee of this model and ``others`` of the same recipe: its score is the mean of theirs, its samples are exact for that.
+    def with_others(self, *others: DiG, weights: Sequence[float] | None = None) -> DiG:
+        """A committee of this model and ``others`` of the same recipe: its score is the average of theirs, its samples are exact for that.
 
         Where models were trained apart, their errors on systems they never saw differ, and partly cancel; it costs as much as all of
-        them together. System, coordinates and card are this model's. Raises IncompatibleError for models that noise or
-        describe the system otherwise, UnsupportedError for scores that are no networks of noise.
+        them together. ``weights``: one a model, this one's first, together 1; equal if None. ``dig.with_others(worse, weights=(3, -2))``
+        leads away from what a worse model gets wrong (autoguidance, see :class:`~dig_core.nn.Committee`). System, coordinates and card are
+        this model's, the history is everyone's. Raises IncompatibleError for models that noise or describe the system otherwise and for weights that do not fit,
+        UnsupportedError for scores that are no networks of noise.
         """
         networks = []
         for member in (self, *others):
@@ -102,7 +104,20 @@ class DiG:
             if _laws(here) != _laws(self):
                 raise IncompatibleError(f"{here.card.name!r} and {self.card.name!r} differ in coordinates or noise: train both alike.")
             networks.append(copy.deepcopy(member.model.network))
-        return replace(self, model=NoiseScore(Committee(networks), self.process).eval().requires_grad_(False))
+        history = [{**stage, "member": k} for k, dig in enumerate((self, *others), start=1) for stage in dig.card.history]
+        committee = NoiseScore(Committee(networks, weights), self.process).eval().requires_grad_(False)
+        return replace(self, model=committee, card=replace(self.card, history=history))
+
+    def members(self) -> list[DiG]:
+        """The models of a committee one by one, each with its own history; of any other model itself."""
+        network = getattr(self.model, "network", None)
+        if not isinstance(network, Committee):
+            return [self]
+        found = []
+        for k, member in enumerate(network.members, start=1):
+            stages = [{n: x for n, x in stage.items() if n != "member"} for stage in self.card.history if stage.get("member") == k]
+            found.append(replace(self, model=NoiseScore(member, self.process), card=replace(self.card, history=stages)))
+        return found
 
     def guided(self, *guidance: Guidance) -> DiG:
         """This model under conditions (article, eq. 8): its samples and proposals follow them."""

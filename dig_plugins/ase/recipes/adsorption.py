@@ -45,7 +45,7 @@ from dig_plugins.models import load
 
 log = logging.getLogger(__name__)
 
-__all__ = ["METALS", "committee", "general_systems", "train"]
+__all__ = ["METALS", "general_systems", "train"]
 
 _PLANS = {
     # Without decay and blur the loss on slabs not learned from is least after 1,000 steps.
@@ -98,13 +98,6 @@ def train(
     if not result.finished:
         raise SystemExit(f"stopped after {result.steps} of {steps} steps: run the same command again to go on.")
     return dataclasses.replace(dig, model=result.model.eval().requires_grad_(False))
-
-
-def committee(members: Sequence[Path]) -> DiG:
-    """The models of these files as one; its history says how each was trained."""
-    first, *others = (DiG.load(file) for file in members)
-    history = [{**stage, "member": k} for k, dig in enumerate((first, *others), start=1) for stage in dig.card.history]
-    return dataclasses.replace(first.with_others(*others), card=dataclasses.replace(first.card, history=history))
 
 
 def _half(*parts: Objective) -> Objective:
@@ -163,7 +156,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.members:
         given.out.mkdir(parents=True, exist_ok=True)
-        committee(given.members).save(given.out / f"adsorb-{given.model}.safetensors")
+        first, *others = (DiG.load(file) for file in given.members)
+        first.with_others(*others).save(given.out / f"adsorb-{given.model}.safetensors")
         return
     if given.model == "general":
         if given.labels is None:
