@@ -92,29 +92,34 @@ class DiG:
 
         Where models were trained apart, their errors on systems they never saw differ, and partly cancel; it costs as much as all of
         them together. ``weights``: one a model, this one's first, together 1; equal if None. ``dig.with_others(worse, weights=(3, -2))``
-        leads away from what a worse model gets wrong (autoguidance, see :class:`~dig_core.nn.Committee`). System, coordinates and card are
-        this model's, the history is everyone's. Raises IncompatibleError for models that noise or describe the system otherwise and for weights that do not fit,
-        UnsupportedError for scores that are no networks of noise.
+        leads away from what a worse model gets wrong (autoguidance, see :class:`~dig_core.nn.Committee`). Of committees the members
+        join. System, coordinates and card are this model's, the history is everyone's. Raises IncompatibleError for models that noise or
+        describe the system otherwise and for weights that do not fit, UnsupportedError for scores that are no networks of noise.
         """
-        networks = []
-        for member in (self, *others):
-            if not isinstance(member.model, NoiseScore):
-                raise UnsupportedError(f"a {type(member.model).__name__} cannot join a committee: train models of noise (NoiseScore).")
-            here = member.on(self.descriptor) if hasattr(member.model.network, "process") else member
-            if _laws(here) != _laws(self):
-                raise IncompatibleError(f"{here.card.name!r} and {self.card.name!r} differ in coordinates or noise: train both alike.")
-            networks.append(copy.deepcopy(member.model.network))
-        history = [{**stage, "member": k} for k, dig in enumerate((self, *others), start=1) for stage in dig.card.history]
-        committee = NoiseScore(Committee(networks, weights), self.process).eval().requires_grad_(False)
+        models = (self, *others)
+        given = (1 / len(models),) * len(models) if weights is None else tuple(float(w) for w in weights)
+        if len(given) != len(models):
+            raise IncompatibleError(f"expected a weight for each of {len(models)} models, this one's first, got {given}.")
+        networks, shares, history = [], [], []
+        for dig, weight in zip(models, given, strict=True):
+            for member, share in zip(dig.members(), _shares(dig), strict=True):
+                if not isinstance(member.model, NoiseScore):
+                    raise UnsupportedError(f"a {type(member.model).__name__} cannot join a committee: train models of noise (NoiseScore).")
+                here = member.on(self.descriptor) if hasattr(member.model.network, "process") else member
+                if _laws(here) != _laws(self):
+                    raise IncompatibleError(f"{here.card.name!r} and {self.card.name!r} differ in coordinates or noise: train both alike.")
+                networks.append(copy.deepcopy(member.model.network))
+                shares.append(weight * share)
+                history += [{**stage, "member": len(networks)} for stage in member.card.history]
+        committee = NoiseScore(Committee(networks, shares), self.process).eval().requires_grad_(False)
         return replace(self, model=committee, card=replace(self.card, history=history))
 
     def members(self) -> list[DiG]:
         """The models of a committee one by one, each with its own history; of any other model itself."""
-        network = getattr(self.model, "network", None)
-        if not isinstance(network, Committee):
+        if not _many(self):
             return [self]
         found = []
-        for k, member in enumerate(network.members, start=1):
+        for k, member in enumerate(self.model.network.members, start=1):  # type: ignore[attr-defined]
             stages = [{n: x for n, x in stage.items() if n != "member"} for stage in self.card.history if stage.get("member") == k]
             found.append(replace(self, model=NoiseScore(member, self.process), card=replace(self.card, history=stages)))
         return found
@@ -265,6 +270,16 @@ class DiG:
 
     def __deepcopy__(self, memo: dict) -> DiG:
         return DiG(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
+
+
+def _many(dig: DiG) -> bool:
+    """Whether the model is a committee."""
+    return isinstance(dig.model, NoiseScore) and isinstance(dig.model.network, Committee)
+
+
+def _shares(dig: DiG) -> tuple[float, ...]:
+    """The weights of a model's members."""
+    return dig.model.network.weights if _many(dig) else (1.0,)  # type: ignore[attr-defined]
 
 
 def _laws(dig: DiG) -> list:

@@ -70,6 +70,14 @@ def test_members_come_back_as_they_were():
         assert torch.equal(member.sample(2, seed=1, steps=3).geometry.positions, before.sample(2, seed=1, steps=3).geometry.positions)
 
 
+def test_members_of_committees_join_with_their_weights():
+    one, two, three = model(1), model(2), model(3)
+    nested = one.with_others(two, weights=(3, -2)).with_others(three, weights=(0.5, 0.5))
+    flat = one.with_others(two, three, weights=(1.5, -1, 0.5))
+    assert nested.model.network.config == flat.model.network.config
+    assert torch.equal(nested.sample(2, seed=1, steps=3).geometry.positions, flat.sample(2, seed=1, steps=3).geometry.positions)
+
+
 def test_members_are_copies():
     one = model(1)
     both = one.with_others(model(2))
@@ -91,5 +99,5 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(IncompatibleError, match="got none"):
         Committee([])
     for weights in ((1.0,), (1.0, 0.5), (float("nan"), 1.0)):
-        with pytest.raises(IncompatibleError, match="a weight for each of 2 members"):
+        with pytest.raises(IncompatibleError, match="a weight for each of 2 m"):
             one.with_others(model(2), weights=weights)
