@@ -30,11 +30,11 @@ def overlay(ax: Axes, frames: Sequence[Shot], trace: bool = False) -> None:
     every = np.concatenate([frame.positions for frame in frames])
     centre = every.mean(0)
     axes = np.linalg.svd(every - centre, full_matrices=False)[2]
-    depths = np.concatenate([(frame.positions - centre) @ axes[2] for frame in frames])
-    low, span = depths.min(), max(np.ptp(depths), 1e-9)
+    turned = [(frame.positions - centre) @ axes.T for frame in frames]
+    x, y, depth = np.concatenate(turned).T
+    low, span = depth.min(), max(np.ptp(depth), 1e-9)
     alpha = max(0.25, 1 / len(frames) ** 0.5)
-    for frame in frames:
-        flat = (frame.positions - centre) @ axes.T
+    for frame, flat in zip(frames, turned, strict=True):
         first, second = frame.bonds.T if len(frame.bonds) else (np.zeros(0, int), np.zeros(0, int))
         middle = (flat[first] + flat[second]) / 2
         near = ((flat[:, 2] - low) / span)[:, None]
@@ -42,8 +42,7 @@ def overlay(ax: Axes, frames: Sequence[Shot], trace: bool = False) -> None:
         for end in (first, second):
             halves = np.stack([flat[end, :2], middle[:, :2]], 1)
             ax.add_collection(LineCollection(list(halves), colors=colours[end], linewidths=2.2, alpha=alpha, capstyle="round"))
-    reach = 0.5 * max(np.ptp((every - centre) @ axes[0]), np.ptp((every - centre) @ axes[1]), 2.0) * 1.08
-    x, y = (every - centre) @ axes[0], (every - centre) @ axes[1]
+    reach = 0.5 * max(np.ptp(x), np.ptp(y), 2.0) * 1.08
     ax.set(xlim=(x.min() - 0.5, x.max() + 0.5), ylim=(y.min() - 0.5, y.max() + 0.5), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     bar = 10.0 if reach > 25 else 5.0 if reach > 10 else 1.0

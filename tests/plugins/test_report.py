@@ -19,7 +19,9 @@ pytest.importorskip("matplotlib")
 
 from dig_plugins import panels, report
 from dig_plugins.panels import new_figure
-from dig_plugins.scene import Scene, bonds_of, superposed
+from dig_plugins.panels.canvas import BLUE
+from dig_plugins.panels.structures import overlay
+from dig_plugins.scene import Scene, Shot, bonds_of, superposed
 from dig_plugins.tasks import thinned
 from dig_plugins.tasks.result import Run
 from dig_plugins.weighing import acceptance_panels, energy_panel, weight_panels
@@ -291,3 +293,16 @@ def test_drawing_leaves_pyplot_alone_and_a_missing_matplotlib_is_named():
         "panels.to_png(panels.new_figure(1, 1)); assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_structures_are_drawn_wherever_their_atoms_lie():
+    """The nearest atom's colour is its own and the farthest's the palest, never past either by rounding."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    bonds = np.array([[0, 1], [1, 2], [2, 3], [3, 4]])
+    for seed in range(60):
+        rng, ax = np.random.default_rng(seed), Figure().subplots()
+        overlay(ax, [Shot(np.full(5, 7), rng.normal(size=(5, 3)), bonds) for _ in range(3)])
+        shades = np.concatenate([lines.get_colors()[:, :3] for lines in ax.collections])
+        assert len(ax.collections) == 6 and (shades >= to_rgb(BLUE)).all() and (shades <= 1).all()
