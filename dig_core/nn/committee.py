@@ -24,7 +24,7 @@ class Committee(nn.Module):
 
     ``members``: networks of one kind for the same coordinates, or their checkpoint entries, ``{"type": ..., "config": ...}``.
     ``weights``: one a member, equal if None. Raises IncompatibleError for no members, for members of several kinds, and for weights that
-    are not one a member, do not add up to 1, or of which none is positive.
+    are not one a member or do not add up to 1.
     """
 
     def __init__(self, members: Sequence[nn.Module | dict], weights: Sequence[float] | None = None):
