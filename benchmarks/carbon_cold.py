@@ -15,8 +15,8 @@ from dig_plugins import models
 from dig_plugins.pymatgen.evaluate import Library, assign, coverage, diversity, frequencies, match_report, validity
 
 WAYS: dict[str, tuple[str, dict]] = {
-    "one network alone, 60 steps": ("alone-{}", {}), "the law, 60 steps": ("free-{}", {}), "cold, 60 steps": ("cold-{}", {"method": "cold"}),
-    "cold, 120 steps": ("cold-120-{}", {"method": "cold", "steps": 120}),
+    "one network alone, 60 steps": ("alone-{}", {}), "the law, 60 steps": ("free-{}", {}),
+    "cold, 60 steps": ("cold-{}", {"method": "cold"}), "cold, 120 steps": ("cold-120-{}", {"method": "cold", "steps": 120}),
 }  # fmt: skip
 
 
