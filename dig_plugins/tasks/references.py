@@ -19,7 +19,8 @@ from .weights import ERRORS, log_mean
 __all__ = ["against_reference", "against_structures"]
 
 _APART = 2**40  # streams of given structures begin here, beyond those of proposals
-_SEEN = 0.01  # kT^-1: bins of less probability are left out
+_SEEN = 0.01  # of probability: bins of less are left out
+_EXPECTED = 10.0  # effective samples in a bin: of fewer, none at all may be chance, and errors are no errors of a normal law
 
 
 def against_reference(name: str, asked: Subject, found: Candidates) -> list[Check]:
@@ -38,10 +39,13 @@ def against_reference(name: str, asked: Subject, found: Candidates) -> list[Chec
     edges = np.concatenate([centres - half, centres[-1:] + half])
     ours = free_energy_profile(phi, edges, weights, periodic=True, rng=np.random.default_rng(0))
     mine, theirs = (np.exp(-f) / np.exp(-f[np.isfinite(f)]).sum() for f in (ours.free_energy, free_energy))
-    seen = (theirs > _SEEN) & (mine > 0) & np.isfinite(stderr) & np.isfinite(ours.stderr)
+    counted = theirs > max(_SEEN, _EXPECTED * float((weights**2).sum()))
+    seen = counted & (mine > 0) & np.isfinite(stderr) & np.isfinite(ours.stderr)
+    if not counted.any():
+        return [Check("reference", None, "too few effective samples for populations beside a long run of parallel tempering")]
     z = np.log(mine[seen] / theirs[seen]) / np.hypot(ours.stderr[seen], stderr[seen])
-    missed = int(((theirs > _SEEN) & (mine == 0)).sum())
-    worst = float(np.abs(z).max())
+    missed = int((counted & (mine == 0)).sum())
+    worst = float(np.abs(z).max(initial=0.0))
     said = f"of {len(z)} populations along phi, beside a long run of parallel tempering, the worst is {worst:.1f} standard errors off"
     return [Check("reference", worst <= ERRORS and not missed, said + (f", and {missed} are missing" if missed else ""))]
 

@@ -16,8 +16,8 @@ from dig_core.montecarlo.chain import Candidates, Pool
 from dig_core.testing import LawEnergy, toy
 from dig_core.types import Geometry
 from dig_plugins import models
-from dig_plugins.tasks.references import against_structures
-from dig_plugins.tasks.subjects import Subject
+from dig_plugins.tasks.references import against_reference, against_structures
+from dig_plugins.tasks.subjects import Subject, subject
 from dig_plugins.tasks.tails import pareto_k
 from dig_plugins.tasks.verdicts import Check, verdict_of
 from dig_plugins.tasks.weights import weight_checks
@@ -111,6 +111,21 @@ def test_a_shipped_model_is_trusted(call, tmp_path):
     assert held["raw_ess"] == pytest.approx(models.index()[NAME]["raw_ess"], abs=0.1)
     names = {check["name"] for check in held["checks"]}
     assert {"noising", "scores", "coordinates", "samples", "gradient of the energy", "energy", "registry", "reference"} <= names
+
+
+def test_populations_beside_a_long_run_are_judged_by_what_their_number_can_show():
+    """Bins that a few hundred proposals miss by chance are no fault; a state that thousands of them lack is."""
+    pytest.importorskip("openmm")
+    from dig_plugins.openmm import backbone_dihedrals
+
+    asked = subject(NAME, None)
+    found = Pool(asked.dig.proposal(), asked.energy, seed=5, batch=1024).take(6000)
+    whole, parts = slice(None), [slice(k, k + 300) for k in range(0, 6000, 300)]
+    checks = [against_reference(NAME, asked, Candidates(*(x[part] for x in found)))[0] for part in (whole, *parts)]
+    assert not failed(checks) and checks[0].passed, [check.said for check in checks]
+    phi = backbone_dihedrals(asked.system.topology).measure(found.positions / 10)[0][:, 0]
+    lacking = Candidates(*(x[phi < 0] for x in found))
+    assert failed(against_reference(NAME, asked, lacking)) == {"reference"}
 
 
 def test_a_spoilt_model_is_not(call, tmp_path):
